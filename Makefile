@@ -1,0 +1,65 @@
+# Tessera: `make up` to try it, `make test` to test it. `make` alone lists the targets.
+
+PORT ?= 8000
+VAR ?= var
+WORKERS ?= 1
+ARGS ?=
+UV_VERSION := 0.13.9
+export PORT VAR WORKERS
+
+ifndef PYTHON
+PYTHON := $(shell for each in python3 python3.13 python3.12 python3.11; do \
+	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
+endif
+# A Python that was named by hand is the one to use, even if .venv has another.
+ANEW := $(if $(filter file,$(origin PYTHON)),,--anew)
+ENVIRONMENT = $(if $(PYTHON),,$(error Tessera needs Python 3.11 or newer: make $(MAKECMDGOALS) \
+	PYTHON=/path/to/python3.12))$(PYTHON) demo/environment.py $(ANEW)
+PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4
+# mypy and makemigrations read the settings and open no connection.
+OFFLINE = TESSERA_DEBUG=1 TESSERA_SECRET_KEY=- TESSERA_KEY_PEPPER=- TESSERA_CREDENTIAL_KEYS=- \
+	DATABASE_URL=postgresql://nobody@127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1
+LOCK = printf 'uv==$(UV_VERSION)\n' | .venv/bin/uv pip compile pyproject.toml - --universal \
+	--python-version 3.11 --generate-hashes --no-header --quiet --constraint requirements.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help up down test check lock compat bench
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+up:  ## start everything on PORT (8000), data in VAR (var); Ctrl-C stops it
+	@$(ENVIRONMENT) requirements-demo.txt
+	@exec .venv/bin/python -m demo.up
+
+down:  ## stop what `make up` started, from another terminal
+	@$(ENVIRONMENT) requirements-demo.txt
+	@exec .venv/bin/python -m demo.up --down
+
+test:  ## run the tests against a PostgreSQL and a Valkey of their own (ARGS="-k tiles")
+	@$(ENVIRONMENT) requirements-dev.txt
+	@exec $(PYTEST) $(ARGS)
+
+check:  ## what CI runs: format, lint, types, migrations, house rules, tests
+	@$(ENVIRONMENT) requirements-dev.txt
+	.venv/bin/python -m ruff format --check --quiet .
+	.venv/bin/python -m ruff check --quiet .
+	@$(OFFLINE) .venv/bin/python -m mypy .
+	@$(OFFLINE) .venv/bin/python -W ignore manage.py makemigrations --check --dry-run
+	@.venv/bin/python -m pytest -q tests/test_house.py
+	@exec $(PYTEST) $(ARGS)
+
+lock:  ## compile the hashed requirements from pyproject.toml
+	@$(ENVIRONMENT) requirements-dev.txt
+	.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+		--no-header --quiet --output-file requirements.txt
+	$(LOCK) --extra demo --output-file requirements-demo.txt
+	$(LOCK) --extra demo --extra dev --output-file requirements-dev.txt
+
+compat:  ## run other people's clients against the gateway (needs Node and npm)
+	@$(ENVIRONMENT) requirements-dev.txt
+	@exec .venv/bin/python -m pytest tests/compat $(ARGS)
+
+bench:  ## measure the gateway's own cost per request and per streamed chunk
+	@$(ENVIRONMENT) requirements-dev.txt
+	@exec .venv/bin/python -m benchmarks $(ARGS)

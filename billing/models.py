@@ -1,0 +1,196 @@
+"""What is booked: price versions, open holds, and the ledger of usage records.
+
+The data plane writes holds and usage records through two SQL functions (`billing/sql/booking.sql`), never
+through the ORM; triggers keep prices and usage records append-only whoever writes.
+"""
+
+from typing import Any
+
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MinValueValidator, RegexValidator
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from tenants.models import ApiKey, Organization, Team
+
+MICRO_MAX = 10**12  # a million currency units per million tokens: beyond any price, within 64 bits
+
+
+class Price(models.Model):
+    """A version of a model's price in one currency, from `effective_from` on. Never edited: a new version follows.
+
+    All amounts are micro-units of the currency per million tokens (12.50 per million = 12500000).
+    """
+
+    model_name = models.CharField(max_length=200)
+    currency = models.CharField(
+        max_length=3, validators=[RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters, such as TWD.")]
+    )
+    text_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
+    image_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
+    cached_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
+    out_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
+    request_micro = models.BigIntegerField(
+        default=0, validators=[MinValueValidator(0)], help_text="Micro-units per request, on top."
+    )
+    effective_from = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        ordering = ["model_name", "currency", "-effective_from"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["model_name", "currency", "effective_from"], name="price_version_once"
+            ),
+            models.CheckConstraint(
+                condition=Q(currency__regex=r"^[A-Z]{3}$"), name="price_currency_is_iso"
+            ),
+            *(
+                models.CheckConstraint(
+                    condition=Q(**{f"{field}__gte": 0, f"{field}__lte": MICRO_MAX}),
+                    name=f"price_{field}_in_range",
+                )
+                for field in (
+                    "text_in_micro",
+                    "image_in_micro",
+                    "cached_in_micro",
+                    "out_micro",
+                    "request_micro",
+                )
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_name} in {self.currency} from {self.effective_from:%Y-%m-%d %H:%M}"
+
+
+class OwnerKey(models.ForeignKey):  # type: ignore[type-arg]
+    """Points at who or what a booking belongs to; its owner cannot be deleted through the ORM.
+
+    PostgreSQL does not check it: four checks a row would double the cost of the hot path, and the ids come
+    from rows that are never deleted while bookings point at them.
+    """
+
+    def __init__(self, to: type[models.Model] | str, **kwargs: Any) -> None:
+        kwargs |= {"on_delete": models.PROTECT, "related_name": "+", "db_constraint": False}
+        super().__init__(to, **kwargs)
+
+
+class Booking(models.Model):
+    """What a hold and its usage record both say of a request."""
+
+    request_id = models.UUIDField(primary_key=True, help_text="UUIDv7, made by the gateway.")
+    organization = OwnerKey(Organization)
+    team = OwnerKey(Team)
+    key = OwnerKey(ApiKey)
+    model_name = models.CharField(max_length=200)
+    backend_name = models.CharField(max_length=64)
+    price = OwnerKey(Price)
+    received_at = models.DateTimeField()
+    tokens_in_text = models.BigIntegerField(help_text="Our count, chat template included.")
+    tokens_in_image = models.BigIntegerField()
+
+    class Meta:
+        abstract = True
+
+
+class Hold(Booking):
+    """Money set aside for a request that runs: its worst case. Gone when it is settled, voided or expired."""
+
+    tokens_out_max = models.BigIntegerField()
+    amount_pico = models.BigIntegerField(help_text="The worst case, in pico-units of the currency.")
+    canvases = ArrayField(models.CharField(max_length=40), default=list)
+    streamed = models.BooleanField()
+    held_at = models.DateTimeField(db_default=Now())
+    expires_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(
+                    amount_pico__gte=0,
+                    tokens_in_text__gte=0,
+                    tokens_in_image__gte=0,
+                    tokens_out_max__gte=0,
+                ),
+                name="hold_is_not_negative",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"hold {self.request_id}"
+
+
+class UsageStatus(models.TextChoices):
+    OK = "ok", "completed"
+    CLIENT_CLOSED = "client_closed", "the client left early"
+    BACKEND_ERROR = "backend_error", "the backend broke off"
+    TIMEOUT = "timeout", "cut off at a deadline"
+    EXPIRED = "expired", "its process died; settled from the hold"
+
+
+class UsageSource(models.TextChoices):
+    UPSTREAM = "upstream", "reported by the backend"
+    COUNTED = "counted", "counted by us with the model's own tokenizer"
+    ESTIMATED = "estimated", "estimated"
+
+
+class UsageRecord(Booking):
+    """One request in the ledger: what was used and what it costs. Written once, never changed, never any content."""
+
+    tokens_in_cached = models.BigIntegerField(help_text="Billed at the cached price; in no other kind.")
+    tokens_out = models.BigIntegerField()
+    amount_pico = models.BigIntegerField(help_text="In pico-units of the price's currency.")
+    held_pico = models.BigIntegerField()
+    status = models.CharField(max_length=16, choices=UsageStatus)
+    usage_source = models.CharField(
+        max_length=16, choices=UsageSource, help_text="Where the billed output tokens come from."
+    )
+    counted_prompt = models.BigIntegerField(help_text="Prompt tokens by our counter.")
+    counted_out = models.BigIntegerField(null=True, help_text="Output tokens by our counter, if it had to count.")
+    upstream_prompt = models.BigIntegerField(null=True, help_text="Prompt tokens as the backend reported them.")
+    upstream_out = models.BigIntegerField(null=True)
+    upstream_cached = models.BigIntegerField(null=True)
+    upstream_id = models.CharField(max_length=200, blank=True)
+    canvases = ArrayField(
+        models.CharField(max_length=40),
+        default=list,
+        help_text="One entry an image: format, size and canvas, such as jpeg 840x1400 2x2.",
+    )
+    streamed = models.BooleanField()
+    first_byte_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField()
+    recorded_at = models.DateTimeField(db_default=Now(), help_text="By the database's clock.")
+
+    class Meta:
+        ordering = ["-request_id"]
+        indexes = [
+            models.Index(fields=["organization", "recorded_at"], name="usage_by_organization"),
+            models.Index(fields=["key", "recorded_at"], name="usage_by_key"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(
+                    amount_pico__gte=0,
+                    tokens_in_text__gte=0,
+                    tokens_in_image__gte=0,
+                    tokens_in_cached__gte=0,
+                    tokens_out__gte=0,
+                ),
+                name="usage_is_not_negative",
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=UsageStatus.values) & Q(usage_source__in=UsageSource.values),
+                name="usage_words_are_known",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"usage {self.request_id}"
+
+    @property
+    def overage_pico(self) -> int:
+        """Return by how much the amount passed what was held."""
+        return max(0, self.amount_pico - self.held_pico)

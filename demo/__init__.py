@@ -1,0 +1,1 @@
+"""What a first try needs and production replaces: embedded stores and a small backend."""

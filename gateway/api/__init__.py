@@ -1,0 +1,1 @@
+"""The data plane's HTTP surface: OpenAI's chat completions and models."""

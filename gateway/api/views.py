@@ -1,0 +1,65 @@
+"""Django REST framework's views, with an async dispatch that does no more than the data plane needs."""
+
+from typing import TYPE_CHECKING, Any
+
+from django.http import HttpResponseBase
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from gateway.api.answers import JSONAnswer, error_answer, translate
+from gateway.api.authentication import KeyAuthentication, resolve
+from gateway.api.requests import ClientLeft, DataPlaneRequest
+from gateway.errors import NotFound
+
+if TYPE_CHECKING:
+    from tenants.principals import Principal
+
+
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs do
+
+
+class DataPlaneView(APIView):
+    """An APIView whose handlers are coroutines. Parsing and content negotiation are the handlers' own."""
+
+    authentication_classes = [KeyAuthentication]
+
+    async def dispatch(self, request: DataPlaneRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:  # type: ignore[override]
+        self.args, self.kwargs = args, kwargs
+        try:
+            await resolve(request)
+            self.request = self.initialize_request(request)  # type: ignore[arg-type,assignment]
+            self.initial(self.request)
+            handler = getattr(self, str(request.method).lower(), self.http_method_not_allowed)
+            answer: HttpResponseBase = await handler(request, *args, **kwargs)
+        except ClientLeft:
+            return JSONAnswer(b"", status=CLIENT_CLOSED_REQUEST)
+        except Exception as error:  # the door: every error becomes an answer
+            return error_answer(translate(error))
+        return answer
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        self.perform_authentication(request)
+        self.check_permissions(request)
+
+    @property
+    def principal(self) -> "Principal":
+        principal: Principal = self.request.user  # type: ignore[assignment]
+        return principal
+
+
+class HealthView(DataPlaneView):
+    """200 once the door is open, 503 before and while it closes."""
+
+    authentication_classes = []
+
+    async def dispatch(self, request: DataPlaneRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:  # type: ignore[override]
+        if request.plane.is_open:
+            return JSONAnswer(b'{"status":"ok"}')
+        return JSONAnswer(b'{"status":"starting"}', status=503)
+
+
+class UnknownView(DataPlaneView):
+    """Every path under the prefixes that is nothing else."""
+
+    async def dispatch(self, request: DataPlaneRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:  # type: ignore[override]
+        return error_answer(NotFound(f"Unknown request URL: {request.method} {request.path[:200]}."))

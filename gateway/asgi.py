@@ -1,0 +1,59 @@
+"""The ASGI application: the data plane under its prefixes, stock Django for everything else."""
+
+import logging
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
+
+from django.core.asgi import get_asgi_application
+
+control_plane = get_asgi_application()
+
+from gateway.api.requests import Receive, Scope, Send
+from gateway.api.urls import PREFIXES
+from gateway.handler import DataPlaneHandler
+from gateway.plane import DataPlane
+
+logger = logging.getLogger(__name__)
+
+DATA_PLANE_PATHS = ("/healthz", *(f"/{prefix}" for prefix in PREFIXES))
+
+
+class Application:
+    """Sends each request to its plane; opens and closes the data plane with the process."""
+
+    def __init__(self) -> None:
+        self._plane: DataPlane | None = None
+        self._handler: DataPlaneHandler | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http" and is_data_plane(scope["path"]):
+            assert self._handler is not None, "the server must support ASGI lifespan"
+            await self._handler(scope, receive, send)
+        else:
+            await control_plane(scope, receive, send)  # type: ignore[arg-type]
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        self._plane = DataPlane()
+        self._handler = DataPlaneHandler(self._plane)
+        try:
+            await self._plane.start()
+        except Exception as error:
+            logger.exception("the door cannot open")
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._plane.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def is_data_plane(path: str) -> bool:
+    """Return whether the path is one of the data plane's prefixes or below it."""
+    return any(path == prefix or path.startswith(f"{prefix}/") for prefix in DATA_PLANE_PATHS)
+
+
+application = Application()

@@ -1,0 +1,142 @@
+"""The data plane of one process: everything that requests share, opened at start and closed at the end."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
+
+from billing.batcher import StoreUnavailable
+from billing.holds import Bookkeeper
+from gateway import catalog
+from gateway.backends import BackendPool
+from gateway.catalog import Catalog
+from gateway.counting import counters
+from gateway.images.fetcher import Fetcher
+from gateway.images import ImageLimits
+from gateway.relay import Limits
+from tenants import principals, revisions
+from tenants.principals import Miss, Principal, PrincipalCache, Refusal
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+START_ATTEMPTS_MAX = 30
+
+
+class DataPlane:
+    """Owns the batchers, the sessions to backends, the caches, and the one thread that reads the database."""
+
+    def __init__(self) -> None:
+        self.books = Bookkeeper(
+            settings.DATABASE_URL,
+            rows_max=settings.BATCH_ROWS_MAX,
+            queue_max=settings.BATCH_QUEUE_MAX,
+            reserve_timeout_s=settings.RESERVE_TIMEOUT_MS / 1000,
+            settle_timeout_s=settings.SETTLE_TIMEOUT_MS / 1000,
+        )
+        self.backends = BackendPool(connections_max=settings.BACKEND_CONNECTIONS_MAX)
+        self.image_limits = ImageLimits(
+            file_bytes_max=settings.IMAGE_FILE_BYTES_MAX,
+            pixels_max=settings.IMAGE_PIXELS_MAX,
+            side_px_max=settings.IMAGE_SIDE_PX_MAX,
+            fetch_timeout_s=settings.IMAGE_FETCH_TIMEOUT_S,
+            fetches_at_once_max=settings.IMAGE_FETCHES_AT_ONCE_MAX,
+            allow_loopback=settings.IMAGE_ALLOW_LOOPBACK,
+        )
+        self.fetcher = Fetcher(self.image_limits)
+        self.relay_limits = Limits(
+            answer_bytes_max=settings.ANSWER_BYTES_MAX,
+            event_bytes_max=settings.STREAM_EVENT_BYTES_MAX,
+            heartbeat_s=settings.STREAM_HEARTBEAT_S,
+        )
+        self.principals = PrincipalCache(
+            settings.KEY_PEPPER, principals.Limits(principals_max=settings.PRINCIPALS_MAX)
+        )
+        self.catalog = Catalog(revision=-1, models={}, rates={})
+        self.is_open = False
+        self.in_flight = 0
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._poller: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open everything. Fails loudly if the database cannot be reached for a while."""
+        await asyncio.to_thread(_load_counters)
+        await self._until_the_database_answers()
+        await self.books.start()
+        self._poller = asyncio.create_task(self._poll(), name="snapshot-poller")
+        self.is_open = True
+
+    async def stop(self) -> None:
+        """Let the requests in flight end, write what waits, and close. Bounded by SHUTDOWN_TIMEOUT_S."""
+        self.is_open = False
+        deadline = time.monotonic() + settings.SHUTDOWN_TIMEOUT_S
+        while self.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        if self.in_flight:
+            logger.warning("%d requests were still running at shutdown", self.in_flight)
+        if self._poller is not None:
+            self._poller.cancel()
+        await self.books.stop()
+        await self.backends.aclose()
+        await self.fetcher.aclose()
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    async def resolve(self, miss: Miss) -> Principal | Refusal:
+        """Look a key up that the cache does not know. Raises StoreUnavailable if the database is away."""
+        try:
+            found = await self._in_loader(lambda: principals.load([miss.digest]))
+        except (OperationalError, InterfaceError) as error:
+            raise StoreUnavailable("keys cannot be looked up now") from error
+        return self.principals.put(miss, found[miss.digest])
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(settings.SNAPSHOT_POLL_MS / 1000)
+            try:
+                await self._refresh()
+            except (OperationalError, InterfaceError) as error:
+                logger.warning("the snapshot cannot be refreshed: %s", error)
+            except Exception:
+                logger.exception("the snapshot cannot be refreshed")
+
+    async def _refresh(self) -> None:
+        """Take over what changed in keys and catalog since the last look."""
+        asked_at = time.monotonic()
+        names = [revisions.PRINCIPALS, catalog.REVISION]
+        current = await self._in_loader(lambda: revisions.read(names))
+        self.principals.confirm(current[revisions.PRINCIPALS], asked_at)
+        if current[catalog.REVISION] != self.catalog.revision:
+            self.catalog = await self._in_loader(catalog.load)
+            self.backends.keep_only(self.catalog.backends)
+
+    async def _until_the_database_answers(self) -> None:
+        for attempt in range(START_ATTEMPTS_MAX):
+            try:
+                return await self._refresh()
+            except (OperationalError, InterfaceError) as error:
+                if attempt == START_ATTEMPTS_MAX - 1:
+                    raise
+                logger.warning("waiting for the database: %s", error)
+                await asyncio.sleep(1)
+
+    async def _in_loader(self, read: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, _reading, read)
+
+
+def _reading(read: Callable[[], T]) -> T:
+    """Run a query in the loader's thread; drop a broken connection, so that the next one starts afresh."""
+    try:
+        return read()
+    except (OperationalError, InterfaceError):
+        connection.close()
+        raise
+
+
+def _load_counters() -> None:
+    for name in counters.names():
+        counters.get(name).load()

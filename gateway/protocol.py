@@ -1,0 +1,467 @@
+"""OpenAI's chat completions, as the door reads them.
+
+A body is parsed once: what Tessera must understand is decoded and checked, everything else stays the raw JSON
+that the client sent. Going upstream, the body is written anew from those pieces, so that what the backend reads
+is what was counted (a key given twice has one meaning, a base64 image is copied and never decoded).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from gateway.counting.messages import IMAGE, PromptMessage
+from gateway.errors import InvalidImage, InvalidRequest
+
+T = TypeVar("T")
+RawObject = dict[str, Raw]
+
+ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+N_MAX: Final = 128
+
+# Parameters that the door reads itself.
+READ_HERE: Final = frozenset(
+    {"model", "messages", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "tools"}
+)
+# Parameters that pass through untouched. The list is closed: a parameter that rewrites the prompt behind our
+# back (a chat template, image processing options) would make the count wrong.
+PASSED: Final = frozenset(
+    """
+    audio frequency_penalty function_call functions logit_bias logprobs metadata modalities
+    parallel_tool_calls prediction presence_penalty prompt_cache_key reasoning_effort response_format
+    safety_identifier seed service_tier stop store temperature tool_choice top_logprobs top_p user
+    verbosity web_search_options
+    allowed_token_ids bad_words cache_prompt grammar guided_choice guided_grammar guided_json guided_regex
+    ignore_eos include_stop_str_in_output json_schema length_penalty min_p min_tokens mirostat mirostat_eta
+    mirostat_tau repeat_last_n repeat_penalty repetition_penalty skip_special_tokens
+    spaces_between_special_tokens stop_token_ids structured_outputs top_a top_k typical_p
+    """.split()
+)
+NUMBER_RANGES: Final = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+}
+
+_object = msgspec.json.Decoder(RawObject)
+_objects = msgspec.json.Decoder(list[RawObject])
+_string = msgspec.json.Decoder(str)
+_bool = msgspec.json.Decoder(bool)
+_integer = msgspec.json.Decoder(int)
+_number = msgspec.json.Decoder(float)
+NULL: Final = Raw(b"null")
+
+
+@dataclass(slots=True)
+class ImageSlot:
+    """Where an image stands in the messages, and what the client put there."""
+
+    param: str
+    url: bytes  # the JSON string's content, without escapes
+    _part: dict[str, Any]
+    _image_url: RawObject
+
+    @property
+    def is_data_url(self) -> bool:
+        return self.url[:5].lower() == b"data:"
+
+    def replace(self, data_url: bytes) -> None:
+        """Put these bytes in the URL's place. They are base64 and a media type: nothing to escape."""
+        self._part["image_url"] = {**self._image_url, "url": Raw(b'"' + data_url + b'"')}
+
+
+@dataclass(slots=True)
+class ChatRequest:
+    """A chat completion request whose shape is sound. What its model allows is not checked here."""
+
+    model: str
+    stream: bool
+    include_usage: bool
+    n: int
+    max_tokens: int | None
+    prompt: list[PromptMessage]
+    tools: bytes | None
+    images: list[ImageSlot]
+    _fields: dict[str, Any] = field(repr=False)
+    _stream_options: RawObject = field(repr=False)
+
+    def upstream_body(self, *, model: str, max_tokens: int, running_usage: bool) -> bytes:
+        """Write the body for the backend: its name of the model, max_tokens always set, usage always asked for."""
+        fields = self._fields
+        fields["model"] = model
+        fields["max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"] = max_tokens
+        if self.stream:
+            options: dict[str, Any] = {**self._stream_options, "include_usage": True}
+            if running_usage:
+                options["continuous_usage_stats"] = True
+            fields["stream_options"] = options
+        return msgspec.json.encode(fields)
+
+
+def parse_chat(body: bytes, *, messages_max: int, images_max: int) -> ChatRequest:
+    """Read the body of a chat completion request. Raises InvalidRequest that names the parameter."""
+    fields = _top_level(body)
+    stream = _optional(fields, "stream", _bool, "a boolean") or False
+    options = _optional(fields, "stream_options", _object, "an object") or {}
+    if options and not stream:
+        _refuse("stream_options is only allowed with stream: true.", "stream_options")
+    parts = _Messages(fields, messages_max=messages_max, images_max=images_max)
+    checked: dict[str, Any] = dict(fields)
+    checked["messages"] = parts.messages
+    return ChatRequest(
+        model=_model(fields),
+        stream=stream,
+        include_usage=_optional(options, "include_usage", _bool, "a boolean") or False,
+        n=_ranged_integer(fields, "n", 1, N_MAX) or 1,
+        max_tokens=_max_tokens(fields),
+        prompt=parts.prompt,
+        tools=_tools(fields),
+        images=parts.images,
+        _fields=checked,
+        _stream_options={key: value for key, value in options.items() if key == "include_obfuscation"},
+    )
+
+
+def _top_level(body: bytes) -> RawObject:
+    try:
+        fields = _object.decode(body)
+    except msgspec.ValidationError:
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_type") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from None
+    for name in fields:
+        if name not in PASSED and name not in READ_HERE:
+            _refuse(f"Unknown parameter: {name[:100]!r}.", name[:100], "unknown_parameter")
+    for name, (low, high) in NUMBER_RANGES.items():
+        if name in fields:
+            _ranged_number(fields, name, low, high)
+    return fields
+
+
+def _model(fields: RawObject) -> str:
+    name = _optional(fields, "model", _string, "a string")
+    if not name:
+        _refuse("You must provide a model parameter.", "model", "missing_required_parameter")
+    return name
+
+
+def _max_tokens(fields: RawObject) -> int | None:
+    old = _ranged_integer(fields, "max_tokens", 1, 2**31)
+    new = _ranged_integer(fields, "max_completion_tokens", 1, 2**31)
+    if old and new:
+        _refuse("Give max_tokens or max_completion_tokens, not both.", "max_tokens")
+    for name in ("max_tokens", "max_completion_tokens"):
+        if fields.get(name) == NULL:
+            del fields[name]
+    return old or new
+
+
+def _tools(fields: RawObject) -> bytes | None:
+    raw = fields.get("tools")
+    return None if raw is None or raw == NULL else bytes(raw)
+
+
+class _Messages:
+    """The messages in two forms: to be counted (`prompt`), and to be written for the backend (`messages`)."""
+
+    def __init__(self, fields: RawObject, *, messages_max: int, images_max: int) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.prompt: list[PromptMessage] = []
+        self.images: list[ImageSlot] = []
+        self._images_max = images_max
+        given = _optional(fields, "messages", _objects, "a list of objects")
+        if not given or len(given) > messages_max:
+            _refuse(f"messages must hold between 1 and {messages_max} messages.", "messages")
+        for index, message in enumerate(given):
+            self._read(message, f"messages[{index}]")
+
+    def _read(self, message: RawObject, param: str) -> None:
+        role = _optional(message, "role", _string, "a string", param)
+        if role not in ROLES:
+            _refuse(f"{param}.role must be one of {', '.join(sorted(ROLES))}.", f"{param}.role")
+        if role == "tool" and "tool_call_id" not in message:
+            _refuse("A message of role 'tool' needs tool_call_id.", f"{param}.role")
+        calls = message.get("tool_calls")
+        calls_json = None if calls is None or calls == NULL else bytes(calls).decode()
+        written: dict[str, Any] = dict(message)
+        parts = self._content(message, written, f"{param}.content", role=role, has_calls=calls_json is not None)
+        self.messages.append(written)
+        self.prompt.append(PromptMessage(role=role, parts=parts, tool_calls_json=calls_json))
+
+    def _content(
+        self, message: RawObject, written: dict[str, Any], param: str, *, role: str, has_calls: bool
+    ) -> tuple[Any, ...]:
+        raw = bytes(message.get("content", NULL))
+        if raw.startswith(b'"'):
+            return (_decode(_string, raw, "a string or a list of parts", param),)
+        if raw == b"null":
+            if role == "assistant" and (has_calls or "function_call" in message or "refusal" in message):
+                return ()
+            _refuse(f"{param} must be a string or a list of parts.", param, "invalid_type")
+        parts: list[dict[str, Any]] = [
+            dict(part) for part in _decode(_objects, raw, "a string or a list of parts", param)
+        ]
+        if not parts:
+            _refuse(f"{param} must hold at least one part.", param)
+        written["content"] = parts
+        return tuple(self._part(part, f"{param}[{index}]") for index, part in enumerate(parts))
+
+    def _part(self, part: dict[str, Any], param: str) -> Any:
+        kind = _optional(part, "type", _string, "a string", param)
+        if kind in {"text", "refusal"}:
+            text = _optional(part, kind, _string, "a string", param)
+            if text is None:
+                _refuse(f"{param}.{kind} is missing.", f"{param}.{kind}", "missing_required_parameter")
+            return text
+        if kind == "image_url":
+            self._image(part, param)
+            return IMAGE
+        return _refuse(f"{param}.type must be text or image_url; {kind!r} is not supported.", f"{param}.type")
+
+    def _image(self, part: dict[str, Any], param: str) -> None:
+        raw = bytes(part.get("image_url", NULL))
+        if raw.startswith(b'"'):  # some clients give the URL alone
+            image_url: RawObject = {"url": Raw(raw)}
+        else:
+            image_url = _decode(_object, raw, "an object with a url", f"{param}.image_url")
+        url = bytes(image_url.get("url", NULL))
+        if not url.startswith(b'"'):
+            _refuse(f"{param}.image_url.url must be a string.", f"{param}.image_url", "invalid_type")
+        if b"\\" in url:
+            url = b'"' + _decode(_string, url, "a string", f"{param}.image_url").encode() + b'"'
+        self.images.append(ImageSlot(f"{param}.image_url", url[1:-1], part, image_url))
+        if len(self.images) > self._images_max:
+            raise InvalidImage(
+                f"A request may hold at most {self._images_max} images.",
+                code="too_many_images",
+                param=param,
+            )
+
+
+def _optional(
+    fields: dict[str, Any], name: str, decoder: msgspec.json.Decoder[T], what: str, at: str = ""
+) -> T | None:
+    raw = fields.get(name)
+    if raw is None or raw == NULL:
+        return None
+    return _decode(decoder, raw, what, f"{at}.{name}" if at else name)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | Raw, what: str, param: str) -> T:
+    try:
+        return decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        _refuse(f"{param} must be {what}.", param, "invalid_type")
+
+
+def _ranged_integer(fields: RawObject, name: str, low: int, high: int) -> int | None:
+    value = _optional(fields, name, _integer, "an integer")
+    if value is None:
+        return None
+    if value < low:
+        _refuse(f"{name} must be at least {low}.", name, "integer_below_min_value")
+    if value > high:
+        _refuse(f"{name} must be at most {high}.", name, "integer_above_max_value")
+    return value
+
+
+def _ranged_number(fields: RawObject, name: str, low: float, high: float) -> None:
+    value = _optional(fields, name, _number, "a number")
+    if value is None:
+        return
+    if value < low:
+        _refuse(f"{name} must be at least {low:g}.", name, "decimal_below_min_value")
+    if value > high:
+        _refuse(f"{name} must be at most {high:g}.", name, "decimal_above_max_value")
+
+
+def _refuse(message: str, param: str, code: str = "invalid_value") -> NoReturn:
+    raise InvalidRequest(message, code=code, param=param)
+
+
+# ---------------------------------------------------------------- answers
+
+
+class Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: Raw = Raw(b"")
+
+
+class ChunkChoice(msgspec.Struct):
+    delta: Delta = msgspec.field(default_factory=Delta)
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct):
+    """What the door reads of one event of a stream; the event itself passes as it is."""
+
+    choices: list[ChunkChoice] = []
+    usage: Raw = NULL
+    id: str = ""
+    created: int = 0
+    error: Raw = Raw(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamUsage:
+    """What the backend says was used: each figure a sane whole number, or None."""
+
+    prompt: int | None
+    out: int | None
+    cached: int | None
+    details: Raw | None = None  # completion_tokens_details as they came
+
+
+TOKENS_SANE_MAX: Final = 10_000_000
+
+
+def read_usage(raw: bytes | Raw) -> UpstreamUsage | None:
+    """Read a usage object, trusting nothing: a figure that is no whole number ≥ 0 is as good as absent."""
+    try:
+        usage = msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        return None
+    if not isinstance(usage, dict):
+        return None
+    prompt_details = usage.get("prompt_tokens_details")
+    cached = prompt_details.get("cached_tokens") if isinstance(prompt_details, dict) else None
+    details = usage.get("completion_tokens_details")
+    return UpstreamUsage(
+        prompt=_sane(usage.get("prompt_tokens")),
+        out=_sane(usage.get("completion_tokens")),
+        cached=_sane(cached),
+        details=Raw(msgspec.json.encode(details)) if isinstance(details, dict) else None,
+    )
+
+
+def _sane(value: object) -> int | None:
+    is_count = type(value) is int and 0 <= value <= TOKENS_SANE_MAX
+    return value if is_count else None  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class BilledUsage:
+    """What is billed, as the client is shown it. Text and image tokens include the cached ones, as OpenAI's do."""
+
+    text: int
+    image: int
+    cached: int
+    out: int
+    details: Raw | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        prompt = self.text + self.image
+        return {
+            "completion_tokens": self.out,
+            "completion_tokens_details": self.details,
+            "prompt_tokens": prompt,
+            "prompt_tokens_details": {
+                "cached_tokens": self.cached,
+                "image_tokens": self.image,
+                "text_tokens": self.text,
+            },
+            "total_tokens": prompt + self.out,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BackendError:
+    """What a backend says in OpenAI's error envelope, cut to a sane length."""
+
+    message: str
+    code: str | None
+    param: str | None
+
+
+def read_error(body: bytes) -> BackendError:
+    """Read an error body, whatever it is."""
+    try:
+        error = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        error = {}
+    inner = error.get("error", error) if isinstance(error, dict) else {}
+    fields = inner if isinstance(inner, dict) else {"message": inner}
+    return BackendError(
+        message=_short(fields.get("message")) or "The model's backend refused the request.",
+        code=_short(fields.get("code")) or None,
+        param=_short(fields.get("param")) or None,
+    )
+
+
+def _short(value: object) -> str:
+    return value[:500] if isinstance(value, str) else ""
+
+
+class Answer:
+    """A whole (not streamed) answer of a backend."""
+
+    def __init__(self, body: bytes) -> None:
+        """Raises msgspec.DecodeError unless the body is a chat completion."""
+        self._fields = _object.decode(body)
+        self._choices = _objects.decode(self._fields["choices"]) if "choices" in self._fields else None
+        if self._choices is None:
+            raise msgspec.DecodeError("no choices")
+        self._messages = [_object.decode(choice["message"]) for choice in self._choices if "message" in choice]
+
+    @property
+    def id(self) -> str:
+        raw = self._fields.get("id", NULL)
+        return _string.decode(raw) if bytes(raw).startswith(b'"') else ""
+
+    @property
+    def usage(self) -> UpstreamUsage | None:
+        return read_usage(self._fields["usage"]) if "usage" in self._fields else None
+
+    def generated(self) -> Iterator[str]:
+        """Yield the texts that the model wrote, to be counted where the backend did not."""
+        for message in self._messages:
+            for name in ("content", "reasoning_content", "refusal"):
+                raw = bytes(message.get(name, NULL))
+                if raw.startswith(b'"'):
+                    yield _string.decode(raw)
+            if message.get("tool_calls", NULL) != NULL:
+                yield bytes(message["tool_calls"]).decode()
+
+    def shaped(self, *, model: str, usage: BilledUsage) -> bytes:
+        """Write the answer for the client: our name of the model, the billed usage, every field of the contract."""
+        choices = []
+        messages = iter(self._messages)
+        for choice in self._choices or ():
+            written: dict[str, Any] = {"logprobs": None, **choice}
+            if "message" in choice:
+                written["message"] = {"tool_calls": None, **next(messages)}
+            choices.append(written)
+        return msgspec.json.encode(
+            {
+                "system_fingerprint": None,
+                **self._fields,
+                "object": "chat.completion",
+                "model": model,
+                "choices": choices,
+                "usage": usage.as_json(),
+            }
+        )
+
+
+def usage_chunk(*, id: str, created: int, model: str, usage: BilledUsage) -> bytes:
+    """Write the event that closes a stream whose client asked for its usage."""
+    chunk = {
+        "id": id,
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": model,
+        "system_fingerprint": None,
+        "choices": [],
+        "usage": usage.as_json(),
+    }
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+def error_event(envelope: dict[str, Any]) -> bytes:
+    """Write the event that breaks a stream off. No [DONE] follows it."""
+    return b"data: " + msgspec.json.encode(envelope) + b"\n\n"

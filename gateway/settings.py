@@ -1,0 +1,144 @@
+"""The one settings file. Everything that differs between installations comes from the environment.
+
+`.env.example` lists every variable; a test keeps it complete.
+"""
+
+import re
+from pathlib import Path
+
+from gateway.env import celery_broker, database, env_bool, env_int, env_list, env_secret, env_str
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VERSION = re.search(r"^## \[?(\d+\.\d+\.\d+)", (BASE_DIR / "CHANGELOG.md").read_text(), re.M)[1]  # type: ignore[index]
+
+DEBUG = env_bool("TESSERA_DEBUG", False)
+SECRET_KEY = env_secret("TESSERA_SECRET_KEY", default="insecure-development-key" if DEBUG else None)
+KEY_PEPPER = env_secret("TESSERA_KEY_PEPPER", default="insecure" if DEBUG else None).encode()
+CREDENTIAL_KEYS = [
+    key.strip()
+    for key in env_secret("TESSERA_CREDENTIAL_KEYS", default="" if DEBUG else None).split(",")
+    if key.strip()
+]
+ALLOWED_HOSTS = env_list("TESSERA_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+CSRF_TRUSTED_ORIGINS = env_list("TESSERA_TRUSTED_ORIGINS")
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "rest_framework",
+    "tenants",
+    "billing",
+    "gateway.apps.GatewayConfig",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "gateway.urls"
+ASGI_APPLICATION = "gateway.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+# Stores. One PostgreSQL holds all money; Redis or Valkey holds the task queue and, later, rate limits.
+DATABASE_URL = env_secret("DATABASE_URL")
+DATABASES = {"default": {**database(DATABASE_URL), "CONN_HEALTH_CHECKS": True, "CONN_MAX_AGE": 60}}
+REDIS_URL = env_secret("REDIS_URL")
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# Celery: schedule in code, tasks take ids, a lost broker loses nothing.
+CELERY_BROKER_URL = celery_broker(REDIS_URL)
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_TIME_LIMIT = env_int("TESSERA_TASK_TIME_LIMIT_S", 900, minimum=1)
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}
+CELERY_TIMEZONE = "UTC"
+
+# People
+LANGUAGE_CODE = "en"
+LANGUAGES = [("en", "English"), ("zh-hant", "繁體中文")]
+TIME_ZONE = "UTC"
+USE_I18N = True
+USE_TZ = True
+STATIC_URL = "static/"
+STATIC_ROOT = env_str("TESSERA_STATIC_ROOT", str(BASE_DIR / "var" / "static"))
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+SESSION_COOKIE_HTTPONLY = True
+SECURE_COOKIES = env_bool("TESSERA_SECURE_COOKIES", False)
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SECURE_COOKIES else None
+
+# The data plane. Every queue, body, image, cache and wait has its maximum here.
+BODY_BYTES_MAX = env_int("TESSERA_BODY_BYTES_MAX", 32 * 2**20, minimum=1024)
+BODY_READ_TIMEOUT_S = env_int("TESSERA_BODY_READ_TIMEOUT_S", 60, minimum=1)
+HEADER_READ_TIMEOUT_S = env_int("TESSERA_HEADER_READ_TIMEOUT_S", 10, minimum=1)
+CLIENT_WRITE_TIMEOUT_S = env_int("TESSERA_CLIENT_WRITE_TIMEOUT_S", 30, minimum=1)
+SHUTDOWN_TIMEOUT_S = env_int("TESSERA_SHUTDOWN_TIMEOUT_S", 30, minimum=1)
+MESSAGES_MAX = env_int("TESSERA_MESSAGES_MAX", 1024, minimum=1)
+IMAGES_MAX = env_int("TESSERA_IMAGES_MAX", 32, minimum=1)
+IMAGE_FILE_BYTES_MAX = env_int("TESSERA_IMAGE_FILE_BYTES_MAX", 20 * 2**20, minimum=1024)
+IMAGE_PIXELS_MAX = env_int("TESSERA_IMAGE_PIXELS_MAX", 64_000_000, minimum=1)
+IMAGE_SIDE_PX_MAX = env_int("TESSERA_IMAGE_SIDE_PX_MAX", 16_384, minimum=1)
+IMAGE_FETCH_TIMEOUT_S = env_int("TESSERA_IMAGE_FETCH_TIMEOUT_S", 8, minimum=1)
+IMAGE_FETCHES_AT_ONCE_MAX = env_int("TESSERA_IMAGE_FETCHES_AT_ONCE_MAX", 64, minimum=1)
+IMAGE_ALLOW_LOOPBACK = env_bool("TESSERA_IMAGE_ALLOW_LOOPBACK", False)  # demo and tests only
+BACKEND_CONNECTIONS_MAX = env_int("TESSERA_BACKEND_CONNECTIONS_MAX", 2000, minimum=1)
+STREAM_EVENT_BYTES_MAX = env_int("TESSERA_STREAM_EVENT_BYTES_MAX", 2**20, minimum=1024)
+STREAM_HEARTBEAT_S = env_int("TESSERA_STREAM_HEARTBEAT_S", 15, minimum=1)
+ANSWER_BYTES_MAX = env_int("TESSERA_ANSWER_BYTES_MAX", 32 * 2**20, minimum=1024)
+PRINCIPALS_MAX = env_int("TESSERA_PRINCIPALS_MAX", 100_000, minimum=1)
+SNAPSHOT_POLL_MS = env_int("TESSERA_SNAPSHOT_POLL_MS", 500, minimum=10)
+BATCH_ROWS_MAX = env_int("TESSERA_BATCH_ROWS_MAX", 256, minimum=1)
+BATCH_QUEUE_MAX = env_int("TESSERA_BATCH_QUEUE_MAX", 5000, minimum=1)
+RESERVE_TIMEOUT_MS = env_int("TESSERA_RESERVE_TIMEOUT_MS", 2000, minimum=10)
+SETTLE_TIMEOUT_MS = env_int("TESSERA_SETTLE_TIMEOUT_MS", 10_000, minimum=10)
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env_str("TESSERA_LOG_LEVEL", "INFO")},
+}
+
+REST_FRAMEWORK = {
+    "UNAUTHENTICATED_USER": None,
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "DEFAULT_PERMISSION_CLASSES": [],
+}

@@ -1,0 +1,6 @@
+"""Pages and administration; the data plane has its own (`gateway.api.urls`)."""
+
+from django.contrib import admin
+from django.urls import path
+
+urlpatterns = [path("admin/", admin.site.urls)]

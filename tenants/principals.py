@@ -1,0 +1,233 @@
+"""Principals: a key resolved to who calls and what they may do, without a query when it is warm.
+
+    match cache.get(raw_key):                          # in the event loop, no I/O
+        case Miss() as miss:
+            found = await loader([miss.digest])        # `load`, in the loader's own thread
+            answer = cache.put(miss, found[miss.digest])
+        case answer: ...                               # Principal | Refusal
+
+A poller reads `current_revision` and calls `confirm`. When the number has moved, the cache forgets
+everything; when nobody could confirm it for a while, it answers nothing until somebody does. So a
+revoked key is refused one poll after its revocation, and never served for long from a blind cache.
+"""
+
+import enum
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from tenants import keys, revisions
+from tenants.models import ApiKey
+
+LOAD_MAX = 1000
+T = TypeVar("T")
+
+
+class Refusal(enum.Enum):
+    """Why a key is not served. The first two do not know the caller (401), the others do (403)."""
+
+    INVALID = "invalid_api_key"  # malformed, unknown or revoked: the caller must not learn which
+    EXPIRED = "expired_api_key"
+    ORGANIZATION_SUSPENDED = "organization_suspended"
+    TEAM_SUSPENDED = "team_suspended"
+
+    @property
+    def code(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls: organization, team and key, with what a request needs of each."""
+
+    organization_id: int
+    team_id: int
+    key_id: int
+    public_id: str
+    digest: bytes = field(repr=False)
+    organization_slug: str
+    organization_name: str
+    team_slug: str
+    team_name: str
+    key_name: str
+    currency: str
+    timezone: str
+    allowed_models: frozenset[str] | None  # None: every model
+    expires_at: datetime | None
+
+    def may_use(self, model_name: str) -> bool:
+        return self.allowed_models is None or model_name in self.allowed_models
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What the database says of a key. Time is asked for at the end, so that it may be cached."""
+
+    outcome: Principal | Refusal
+    expires_at: datetime | None = None
+
+    def answer(self, at: datetime) -> Principal | Refusal:
+        if self.expires_at is not None and self.expires_at <= at:
+            return Refusal.EXPIRED
+        return self.outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Nothing is known of this digest. `generation` is what the cache had forgotten up to then."""
+
+    digest: bytes = field(repr=False)
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a cache holds and how long it trusts it. Refused keys cannot push out good ones."""
+
+    principals_max: int = 100_000
+    refusals_max: int = 10_000
+    refusal_ttl_s: float = 10
+    unconfirmed_s_max: float = 5
+
+
+def current_revision() -> int:
+    return revisions.read([revisions.PRINCIPALS])[revisions.PRINCIPALS]
+
+
+def load(digests: Collection[bytes]) -> dict[bytes, Resolved]:
+    """Resolve at most LOAD_MAX digests with one query; an unknown one is resolved to INVALID."""
+    assert len(digests) <= LOAD_MAX
+    rows = ApiKey.objects.filter(digest__in=digests).select_related("organization", "team")
+    known = {bytes(key.digest): _resolve(key) for key in rows}
+    return {digest: known.get(digest, Resolved(Refusal.INVALID)) for digest in digests}
+
+
+def _resolve(key: ApiKey) -> Resolved:
+    if key.revoked_at is not None:
+        return Resolved(Refusal.INVALID)
+    if not key.organization.is_active:
+        return Resolved(Refusal.ORGANIZATION_SUSPENDED, key.expires_at)
+    if not key.team.is_active:
+        return Resolved(Refusal.TEAM_SUSPENDED, key.expires_at)
+    return Resolved(_principal(key), key.expires_at)
+
+
+def _principal(key: ApiKey) -> Principal:
+    organization, team = key.organization, key.team
+    return Principal(
+        organization_id=organization.pk,
+        team_id=team.pk,
+        key_id=key.pk,
+        public_id=key.public_id,
+        digest=bytes(key.digest),
+        organization_slug=organization.slug,
+        organization_name=organization.name,
+        team_slug=team.slug,
+        team_name=team.name,
+        key_name=key.name,
+        currency=organization.currency,
+        timezone=organization.timezone,
+        allowed_models=_common(organization.allowed_models, key.allowed_models),
+        expires_at=key.expires_at,
+    )
+
+
+def _common(ours: list[str], theirs: list[str]) -> frozenset[str] | None:
+    """Intersect two lists of which an empty one allows everything; None if both do."""
+    if not ours or not theirs:
+        return frozenset(ours or theirs) or None
+    return frozenset(ours) & frozenset(theirs)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class PrincipalCache:
+    """Remember what digests were resolved to, least recently used out first.
+
+    Belongs to one event loop and does no I/O. `wall` tells when a key expires, `steady` how old the
+    last confirmation is.
+    """
+
+    def __init__(
+        self,
+        pepper: bytes,
+        limits: Limits = Limits(),
+        *,
+        wall: Callable[[], datetime] = _utc_now,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pepper = pepper
+        self._limits = limits
+        self._wall = wall
+        self._steady = steady
+        self._principals: OrderedDict[bytes, Resolved] = OrderedDict()
+        self._refusals: OrderedDict[bytes, tuple[Resolved, float]] = OrderedDict()
+        self._generation = 0
+        self._revision: int | None = None
+        self._confirmed_at = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._principals) + len(self._refusals)
+
+    def get(self, raw: str | bytes) -> Principal | Refusal | Miss:
+        """Answer from memory. Junk is refused before anything is looked up."""
+        key = keys.parse(raw)
+        if key is None:
+            return Refusal.INVALID
+        digest = keys.digest(key, self._pepper)
+        resolved = self._recall(digest)
+        if resolved is None:
+            return Miss(digest, self._generation)
+        return resolved.answer(self._wall())
+
+    def put(self, miss: Miss, resolved: Resolved) -> Principal | Refusal:
+        """Answer the miss, and remember it, unless the cache was cleared since.
+
+        What was read before a revocation may arrive after the clear: it still answers the request
+        that asked before, and no other.
+        """
+        if miss.generation == self._generation:
+            self._remember(miss.digest, resolved)
+        return resolved.answer(self._wall())
+
+    def confirm(self, revision: int, at_monotonic: float) -> None:
+        """Trust the entries anew from `at_monotonic` on: when the poll was sent, not answered."""
+        if revision != self._revision:
+            self.clear()
+            self._revision = revision
+        self._confirmed_at = at_monotonic
+
+    def clear(self) -> None:
+        self._generation += 1
+        self._principals.clear()
+        self._refusals.clear()
+
+    def _recall(self, digest: bytes) -> Resolved | None:
+        moment = self._steady()
+        if moment - self._confirmed_at > self._limits.unconfirmed_s_max:
+            return None
+        resolved = self._principals.get(digest)
+        if resolved is not None:
+            self._principals.move_to_end(digest)
+            return resolved
+        refused, until = self._refusals.get(digest, (None, moment))
+        return refused if moment < until else None
+
+    def _remember(self, digest: bytes, resolved: Resolved) -> None:
+        if isinstance(resolved.outcome, Principal):
+            _keep(self._principals, digest, resolved, self._limits.principals_max)
+        else:
+            until = self._steady() + self._limits.refusal_ttl_s
+            _keep(self._refusals, digest, (resolved, until), self._limits.refusals_max)
+
+
+def _keep(entries: OrderedDict[bytes, T], digest: bytes, entry: T, maximum: int) -> None:
+    entries[digest] = entry
+    entries.move_to_end(digest)
+    if len(entries) > maximum:
+        entries.popitem(last=False)
