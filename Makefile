@@ -4,8 +4,11 @@ PORT ?= 8000
 VAR ?= var
 WORKERS ?= 1
 ARGS ?=
-UV_VERSION := 0.13.9
+# Tools that no part of Tessera imports: the installer, and for `make compat` other people's packages.
+TOOLS := uv==0.13.9
+COMPAT := langchain-openai==1.7.3 transformers==5.23.0
 export PORT VAR WORKERS
+VAR_PATH = $(if $(filter /%,$(VAR)),,./)$(VAR)
 
 ifndef PYTHON
 PYTHON := $(shell for each in python3 python3.13 python3.12 python3.11; do \
@@ -15,15 +18,15 @@ endif
 ANEW := $(if $(filter file,$(origin PYTHON)),,--anew)
 ENVIRONMENT = $(if $(PYTHON),,$(error Tessera needs Python 3.11 or newer: make $(MAKECMDGOALS) \
 	PYTHON=/path/to/python3.12))$(PYTHON) demo/environment.py $(ANEW)
-PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4
+PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 # mypy and makemigrations read the settings and open no connection.
 OFFLINE = TESSERA_DEBUG=1 TESSERA_SECRET_KEY=- TESSERA_KEY_PEPPER=- TESSERA_CREDENTIAL_KEYS=- \
 	DATABASE_URL=postgresql://nobody@127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1
-LOCK = printf 'uv==$(UV_VERSION)\n' | .venv/bin/uv pip compile pyproject.toml - --universal \
-	--python-version 3.11 --generate-hashes --no-header --quiet --constraint requirements.txt
+LOCK = .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 \
+	--generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test check lock compat bench
+.PHONY: help up down manage test check lock compat bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +38,10 @@ up:  ## start everything on PORT (8000), data in VAR (var); Ctrl-C stops it
 down:  ## stop what `make up` started, from another terminal
 	@$(ENVIRONMENT) requirements-demo.txt
 	@exec .venv/bin/python -m demo.up --down
+
+manage:  ## run a management command on what is up: make manage ARGS="usage"
+	@test -r "$(VAR_PATH)/tessera.env" || { echo "✗ nothing was ever up in $(VAR): make up"; exit 1; }
+	@set -a; . "$(VAR_PATH)/tessera.env" && exec .venv/bin/python manage.py $(ARGS)
 
 test:  ## run the tests against a PostgreSQL and a Valkey of their own (ARGS="-k tiles")
 	@$(ENVIRONMENT) requirements-dev.txt
@@ -51,13 +58,18 @@ check:  ## what CI runs: format, lint, types, migrations, house rules, tests
 
 lock:  ## compile the hashed requirements from pyproject.toml
 	@$(ENVIRONMENT) requirements-dev.txt
-	.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
-		--no-header --quiet --output-file requirements.txt
-	$(LOCK) --extra demo --output-file requirements-demo.txt
-	$(LOCK) --extra demo --extra dev --output-file requirements-dev.txt
+	$(LOCK) --output-file requirements.txt
+	printf '%s\n' $(TOOLS) | $(LOCK) - --constraint requirements.txt \
+		--extra demo --output-file requirements-demo.txt
+	printf '%s\n' $(TOOLS) | $(LOCK) - --constraint requirements.txt \
+		--extra demo --extra dev --output-file requirements-dev.txt
+	printf '%s\n' $(TOOLS) $(COMPAT) | $(LOCK) - --constraint requirements-dev.txt \
+		--extra demo --extra dev --output-file tests/compat/requirements.txt
 
-compat:  ## run other people's clients against the gateway (needs Node and npm)
-	@$(ENVIRONMENT) requirements-dev.txt
+compat:  ## run other people's clients against the gateway (Node's too, where npm is)
+	@$(ENVIRONMENT) tests/compat/requirements.txt
+	@if test -f tests/compat/package-lock.json && command -v npm >/dev/null; then \
+		npm ci --prefix tests/compat --ignore-scripts --no-audit --no-fund; fi
 	@exec .venv/bin/python -m pytest tests/compat $(ARGS)
 
 bench:  ## measure the gateway's own cost per request and per streamed chunk

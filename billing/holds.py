@@ -124,7 +124,9 @@ class Bookkeeper:
         """Give the hold back: nothing was used. A failure is left to the hold's expiry."""
         await self._put(self._settles, VoidRow(request_id=request_id), self._settle_timeout_s)
 
-    async def _put(self, batcher: Batcher, row: HoldRow | UsageRow | VoidRow, timeout_s: float) -> None:
+    async def _put(
+        self, batcher: Batcher, row: HoldRow | UsageRow | VoidRow, timeout_s: float
+    ) -> None:
         done = batcher.put(row)
         try:
             async with asyncio.timeout(timeout_s):

@@ -9,7 +9,7 @@ from typing import Any
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -26,7 +26,8 @@ class Price(models.Model):
 
     model_name = models.CharField(max_length=200)
     currency = models.CharField(
-        max_length=3, validators=[RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters, such as TWD.")]
+        max_length=3,
+        validators=[RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters, such as TWD.")],
     )
     text_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
     image_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
@@ -140,7 +141,9 @@ class UsageSource(models.TextChoices):
 class UsageRecord(Booking):
     """One request in the ledger: what was used and what it costs. Written once, never changed, never any content."""
 
-    tokens_in_cached = models.BigIntegerField(help_text="Billed at the cached price; in no other kind.")
+    tokens_in_cached = models.BigIntegerField(
+        help_text="Billed at the cached price; in no other kind."
+    )
     tokens_out = models.BigIntegerField()
     amount_pico = models.BigIntegerField(help_text="In pico-units of the price's currency.")
     held_pico = models.BigIntegerField()
@@ -149,8 +152,12 @@ class UsageRecord(Booking):
         max_length=16, choices=UsageSource, help_text="Where the billed output tokens come from."
     )
     counted_prompt = models.BigIntegerField(help_text="Prompt tokens by our counter.")
-    counted_out = models.BigIntegerField(null=True, help_text="Output tokens by our counter, if it had to count.")
-    upstream_prompt = models.BigIntegerField(null=True, help_text="Prompt tokens as the backend reported them.")
+    counted_out = models.BigIntegerField(
+        null=True, help_text="Output tokens by our counter, if it had to count."
+    )
+    upstream_prompt = models.BigIntegerField(
+        null=True, help_text="Prompt tokens as the backend reported them."
+    )
     upstream_out = models.BigIntegerField(null=True)
     upstream_cached = models.BigIntegerField(null=True)
     upstream_id = models.CharField(max_length=200, blank=True)

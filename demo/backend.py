@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -152,12 +152,13 @@ async def _stream(
     response = web.StreamResponse(
         headers={"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
     )
-    await response.prepare(request)
-    for chunk in completion.chunks():
-        await response.write(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
-        await asyncio.sleep(token_delay_s)
-    await response.write(b"data: [DONE]\n\n")
-    await response.write_eof()
+    with suppress(ConnectionResetError):  # it left between two chunks
+        await response.prepare(request)
+        for chunk in completion.chunks():
+            await response.write(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
+            await asyncio.sleep(token_delay_s)
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
     return response
 
 

@@ -1,12 +1,11 @@
 """A chat completion request: what is accepted, what is refused. Unknown parameters are ignored."""
 
-from collections.abc import Iterator
 from typing import Annotated, Literal, Never
 
 import msgspec
 
 from demo.refusals import BadImage, BadRequest
-from gateway.counting.messages import IMAGE, Part, PromptMessage
+from gateway.counting.messages import IMAGE, PromptMessage
 
 MESSAGES_MAX = 1000
 PARTS_MAX = 200
@@ -39,25 +38,21 @@ class Message(msgspec.Struct):
     tool_calls: list[msgspec.Raw] | None = None
 
     @property
-    def texts(self) -> Iterator[str]:
+    def parts(self) -> list[TextPart | ImageUrlPart]:
         if isinstance(self.content, str):
-            yield self.content
-        for part in self.content if isinstance(self.content, list) else []:
-            if isinstance(part, TextPart):
-                yield part.text
+            return [TextPart(self.content)]
+        return self.content or []
 
     @property
-    def image_urls(self) -> Iterator[str]:
-        for part in self.content if isinstance(self.content, list) else []:
-            if isinstance(part, ImageUrlPart):
-                yield part.image_url.url
+    def text(self) -> str:
+        return " ".join(part.text for part in self.parts if isinstance(part, TextPart)).strip()
+
+    @property
+    def image_urls(self) -> list[str]:
+        return [part.image_url.url for part in self.parts if isinstance(part, ImageUrlPart)]
 
     def for_counting(self) -> PromptMessage:
-        parts: list[Part] = []
-        if isinstance(self.content, str):
-            parts.append(self.content)
-        for part in self.content if isinstance(self.content, list) else []:
-            parts.append(part.text if isinstance(part, TextPart) else IMAGE)
+        parts = (part.text if isinstance(part, TextPart) else IMAGE for part in self.parts)
         calls = msgspec.json.encode(self.tool_calls).decode() if self.tool_calls else None
         return PromptMessage(self.role, tuple(parts), calls)
 
@@ -114,15 +109,13 @@ class Chat(msgspec.Struct):
     @property
     def question(self) -> str:
         """The last thing that a user wrote; empty if nobody wrote anything."""
-        texts = (" ".join(message.texts).strip() for message in reversed(self.questions))
-        return next(filter(None, texts), "")
+        return next((message.text for message in reversed(self.questions) if message.text), "")
 
     @property
     def is_follow_up(self) -> bool:
         """Whether the last question is about images of earlier turns."""
-        return bool(self.image_urls) and not any(
-            self.questions[-1].image_urls if self.questions else ()
-        )
+        asks_of_its_own = self.questions and self.questions[-1].image_urls
+        return bool(self.image_urls) and not asks_of_its_own
 
 
 _decoder = msgspec.json.Decoder(Chat)

@@ -95,13 +95,14 @@ def alone() -> Iterator[None]:
 def lay_out(requirements: Path, *, anew: bool) -> None:
     started = time.monotonic()
     make_venv(anew=anew)
+    name = requirements.relative_to(ROOT)
+    stamp = VENV / "{}.sha256".format("-".join(name.with_suffix("").parts))
     pins = requirements.read_bytes()
-    stamp = VENV / f".{requirements.stem}.sha256"
     digest = hashlib.sha256(pins).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:
         return
-    count = len(re.findall(rb"^[\w.\[\]-]+==", pins, re.MULTILINE))
-    say(f"installing {count} packages from {requirements.name} (some 300 MB the first time)")
+    count = len(re.findall(rb"^[\w.-]+==", pins, re.MULTILINE))
+    say(f"installing {count} packages from {name} (some 300 MB the first time)")
     install(requirements)
     stamp.write_text(digest)
     say(f"environment ready in {time.monotonic() - started:.1f} s")

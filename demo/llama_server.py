@@ -11,6 +11,7 @@ import sys
 
 import xllamacpp
 
+from demo.cores import threads
 from demo.wheels import program
 
 NAME = "smollm2-135m-instruct"
@@ -37,6 +38,8 @@ def _parameters() -> xllamacpp.CommonParams:
     parameters.port = 0
     parameters.ui = False
     parameters.verbosity = 0
+    parameters.cpuparams.n_threads = threads()
+    parameters.cpuparams_batch.n_threads = threads()
     parameters.n_ctx = CONTEXT_TOKENS * AT_ONCE
     parameters.n_parallel = AT_ONCE
     parameters.n_predict = TOKENS_OUT_DEFAULT

@@ -9,12 +9,12 @@ import rapidocr
 from PIL import Image
 from rapidocr.utils.output import RapidOCROutput
 
+from demo.cores import threads
 from demo.reading import Fragment
 
 SIDE_MIN_PX = 32  # the engine's grain
 SEARCH_SIDE_MAX_PX = 1280  # for finding where text is, which needs less than reading it
 SCORE_MIN = 0.6
-THREADS_MAX = 2
 
 
 class Ocr:
@@ -28,7 +28,7 @@ class Ocr:
                 "Global.log_level": "critical",  # "no text" is an answer here, not a warning
                 "Global.text_score": SCORE_MIN,
                 "Global.use_preprocess_img": False,  # it would blow up what is long and thin
-                "EngineConfig.onnxruntime.intra_op_num_threads": THREADS_MAX,
+                "EngineConfig.onnxruntime.intra_op_num_threads": threads(),
                 "Det.limit_type": "max",
                 "Det.limit_side_len": SEARCH_SIDE_MAX_PX,
                 "Det.model_path": str(weights / "PP-OCRv6_det_small.onnx"),

@@ -22,6 +22,7 @@ from demo.supervisor import Signals, Supervisor
 from demo.valkey import Valkey
 
 ADMIN_USER = "admin"
+TEXT_MODEL = "smollm2-135m-instruct"
 STEPS_AT_ONCE_MAX = 4
 STORE_TIMEOUT_S = 5
 MODELS_TIMEOUT_S = 90.0
@@ -103,7 +104,6 @@ class Stack:
         ours = {
             **self._secrets(),
             **{name: url for name, url in urls.items() if url},
-            "TESSERA_ADMIN_USER": ADMIN_USER,
             "TESSERA_IMAGE_ALLOW_LOOPBACK": "1",  # the demo's own image is on loopback
             "TESSERA_STATIC_ROOT": str(self.var / "static"),
         }
@@ -166,11 +166,11 @@ class Stack:
     def _seed(self) -> str | None:
         """Make the demo organization; return its key if it was made now, for it is shown once."""
         started = time.monotonic()
-        health = self._backend.health() or {}
-        has_text = any(name.startswith("smollm2") for name in health.get("models", []))
+        has_text = TEXT_MODEL in self._models().get("models", [])
         answer = self._manage(
             *("demo_seed", "--backend-url", self._backend.url),
-            *(["--text-model"] if has_text else []),
+            "--text-model" if has_text else "--no-text-model",
+            *(["--new-key"] if os.environ.get("NEW_KEY") else []),
         )
         terminal.done("demo organization ready", since=started)
         key: str | None = json.loads(answer)["api_key"]
@@ -197,7 +197,7 @@ class Stack:
         handed = {
             "TESSERA_BASE_URL": self.url,
             "TESSERA_API_KEY": new_key or envfile.read(path).get("TESSERA_API_KEY", ""),
-            "TESSERA_ADMIN_USER": self._environment["TESSERA_ADMIN_USER"],
+            "TESSERA_ADMIN_USER": ADMIN_USER,
             "TESSERA_ADMIN_PASSWORD": self._environment["TESSERA_ADMIN_PASSWORD"],
         }
         envfile.write(path, handed)

@@ -153,14 +153,16 @@ def _how_it_ended(code: int) -> str:
 
 async def _copy(request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": upstream.headers["content-type"]})
-    await response.prepare(request)
     try:
+        await response.prepare(request)
         async for chunk in upstream.content.iter_any():
             await response.write(chunk)
+        await response.write_eof()
+    except ConnectionResetError:
+        log.info("the client of %s left", NAME)
     except (aiohttp.ClientError, TimeoutError) as error:
         log.warning("%s broke off: %r", NAME, error)
         _break_off(request)
-    await response.write_eof()
     return response
 
 

@@ -83,8 +83,8 @@ def greet(stack: Stack, handed: dict[str, str], *, seconds: float) -> None:
     key = handed["TESSERA_API_KEY"]
     if not stack.key_works(key):
         say(
-            f"the demo key in {stack.var}/demo.env is lost or of another database; make one: "
-            'make manage ARGS="key create --organization demo --team demo --name again"'
+            f"the demo key in {stack.var}/demo.env is lost, revoked or of another database; "
+            "to make another and revoke it: NEW_KEY=1 make up"
         )
     plain(f"""
 Tessera is up at {stack.url}, after {seconds:.1f} s.

@@ -9,10 +9,11 @@ from django.core.asgi import get_asgi_application
 
 control_plane = get_asgi_application()
 
-from gateway.api.requests import Receive, Scope, Send
-from gateway.api.urls import PREFIXES
-from gateway.handler import DataPlaneHandler
-from gateway.plane import DataPlane
+# Django must be set up before anything that touches its models is imported.
+from gateway.api.requests import Receive, Scope, Send  # noqa: E402
+from gateway.api.urls import PREFIXES  # noqa: E402
+from gateway.handler import DataPlaneHandler  # noqa: E402
+from gateway.plane import DataPlane  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,9 @@ import aiohttp
 
 from gateway.catalog import BackendEntry
 
-BODY_BYTES_AT_ONCE = 2**20  # a longer body is written in pieces, between which other requests get their turn
+BODY_BYTES_AT_ONCE = (
+    2**20
+)  # a longer body is written in pieces, between which other requests get their turn
 
 
 class Lane:

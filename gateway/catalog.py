@@ -109,7 +109,9 @@ class Catalog:
 def route_for(model: ModelEntry) -> RouteEntry:
     """Return the route to try first."""
     if not model.routes:
-        raise NoBackend(f"No backend serves the model {model.name!r} now.", headers={"retry-after": "30"})
+        raise NoBackend(
+            f"No backend serves the model {model.name!r} now.", headers={"retry-after": "30"}
+        )
     return model.routes[0]
 
 

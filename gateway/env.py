@@ -58,7 +58,9 @@ def database(url: str) -> dict[str, object]:
     """Turn postgresql://user:password@host:port/name?host=/socket/dir into Django's settings."""
     parts = urlsplit(url)
     if parts.scheme not in {"postgresql", "postgres"}:
-        raise ImproperlyConfigured("DATABASE_URL must start with postgresql://; no other database is supported.")
+        raise ImproperlyConfigured(
+            "DATABASE_URL must start with postgresql://; no other database is supported."
+        )
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     host = query.pop("host", parts.hostname or "")
     port = query.pop("port", str(parts.port or ""))

@@ -112,7 +112,9 @@ class BackendRefused(GatewayError):
     type = "invalid_request_error"
     default_code = "backend_refused"
 
-    def __init__(self, message: str, *, status: int, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int, code: str | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message, code=code, param=param)
         self.status = status  # type: ignore[misc]
 

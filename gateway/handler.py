@@ -30,16 +30,15 @@ class DataPlaneHandler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = DataPlaneRequest(scope, receive, self._plane)
-        self._plane.in_flight += 1
         answer: HttpResponseBase | None = None
-        try:
-            answer = await self._answer(request)
-            await self._send(answer, request, send)
-        finally:
-            request.close_watch()
-            if isinstance(answer, EventStreamAnswer):
-                await answer.aclose()
-            self._plane.in_flight -= 1
+        with self._plane.request_in_flight():
+            try:
+                answer = await self._answer(request)
+                await self._send(answer, request, send)
+            finally:
+                request.close_watch()
+                if isinstance(answer, EventStreamAnswer):
+                    await answer.aclose()
 
     async def _answer(self, request: DataPlaneRequest) -> HttpResponseBase:
         try:

@@ -27,20 +27,26 @@ _object = msgspec.json.Decoder(dict[str, Raw])
 class Listener:
     """Hears the events of one stream, and says what of them may pass on."""
 
-    def __init__(self, *, public_name: str, is_renamed: bool) -> None:
+    def __init__(self, *, public_name: str, is_renamed: bool, bytes_max: int) -> None:
         self.id = ""
         self.created = 0
         self.usage: UpstreamUsage | None = None
         self.is_done = False
         self.heard_at: datetime | None = None
+        self.stops = 0  # choices that the model ended by itself
         self._has_finish = False
         self._written: list[str] = []
         self._malformed = 0
+        self._bytes_left = bytes_max
         self._model_field = b'"model":' + msgspec.json.encode(public_name) if is_renamed else None
 
     def hear(self, events: Iterable[bytes]) -> bytes:
         """Return the bytes that may go to the client now. Raises StreamBroken."""
-        return b"".join([passed for event in events if (passed := self._hear(event))])
+        passed = b"".join([said for event in events if (said := self._hear(event))])
+        self._bytes_left -= len(passed)
+        if self._bytes_left < 0:
+            raise StreamBroken("the stream is longer than any answer may be")
+        return passed
 
     def generated(self) -> Iterator[str]:
         """Yield what the model wrote, to be counted where the backend did not."""
@@ -76,6 +82,7 @@ class Listener:
         for choice in chunk.choices:
             if choice.finish_reason:
                 self._has_finish = True
+                self.stops += choice.finish_reason == "stop"
             self._note(choice.delta)
         if chunk.usage != NULL:
             self.usage = read_usage(chunk.usage) or self.usage

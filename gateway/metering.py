@@ -17,6 +17,7 @@ class PromptCount:
     text: int
     image: int
     text_upper_bound: int
+    image_upper_bound: int
     is_exact: bool
 
 
@@ -55,7 +56,7 @@ def meter(
 def _input(prompt: PromptCount, upstream: UpstreamUsage | None) -> tuple[int, int]:
     if prompt.is_exact or upstream is None or upstream.prompt is None:
         return prompt.text, prompt.image
-    reported = min(upstream.prompt, prompt.text_upper_bound + prompt.image)
+    reported = min(upstream.prompt, prompt.text_upper_bound + prompt.image_upper_bound)
     if not prompt.image:
         return reported, 0
     text = min(prompt.text, reported)

@@ -5,7 +5,12 @@ snapshot of them.
 """
 
 from django.core.exceptions import ValidationError
-from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator, URLValidator
+from django.core.validators import (
+    MaxValueValidator,
+    MinValueValidator,
+    RegexValidator,
+    URLValidator,
+)
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
@@ -21,7 +26,9 @@ MODEL_NAME = RegexValidator(
 
 def validate_counter(name: str) -> None:
     if name not in counters.names():
-        raise ValidationError(f"There is no counter {name!r}; there are: {', '.join(counters.names())}.")
+        raise ValidationError(
+            f"There is no counter {name!r}; there are: {', '.join(counters.names())}."
+        )
 
 
 class BackendKind(models.TextChoices):

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from django.conf import settings
@@ -16,8 +17,8 @@ from gateway import catalog
 from gateway.backends import BackendPool
 from gateway.catalog import Catalog
 from gateway.counting import counters
-from gateway.images.fetcher import Fetcher
 from gateway.images import ImageLimits
+from gateway.images.fetcher import Fetcher
 from gateway.relay import Limits
 from tenants import principals, revisions
 from tenants.principals import Miss, Principal, PrincipalCache, Refusal
@@ -59,7 +60,9 @@ class DataPlane:
         )
         self.catalog = Catalog(revision=-1, models={}, rates={})
         self.is_open = False
-        self.in_flight = 0
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._poller: asyncio.Task[None] | None = None
 
@@ -74,17 +77,29 @@ class DataPlane:
     async def stop(self) -> None:
         """Let the requests in flight end, write what waits, and close. Bounded by SHUTDOWN_TIMEOUT_S."""
         self.is_open = False
-        deadline = time.monotonic() + settings.SHUTDOWN_TIMEOUT_S
-        while self.in_flight and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        if self.in_flight:
-            logger.warning("%d requests were still running at shutdown", self.in_flight)
+        try:
+            async with asyncio.timeout(settings.SHUTDOWN_TIMEOUT_S):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("%d requests were still running at shutdown", self._in_flight)
         if self._poller is not None:
             self._poller.cancel()
         await self.books.stop()
         await self.backends.aclose()
         await self.fetcher.aclose()
         self._loader.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def request_in_flight(self) -> Iterator[None]:
+        """Count a request, so that `stop` waits for it."""
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
 
     async def resolve(self, miss: Miss) -> Principal | Refusal:
         """Look a key up that the cache does not know. Raises StoreUnavailable if the database is away."""
@@ -117,12 +132,14 @@ class DataPlane:
     async def _until_the_database_answers(self) -> None:
         for attempt in range(START_ATTEMPTS_MAX):
             try:
-                return await self._refresh()
+                await self._refresh()
             except (OperationalError, InterfaceError) as error:
                 if attempt == START_ATTEMPTS_MAX - 1:
                     raise
                 logger.warning("waiting for the database: %s", error)
                 await asyncio.sleep(1)
+            else:
+                return
 
     async def _in_loader(self, read: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._loader, _reading, read)

@@ -23,7 +23,16 @@ N_MAX: Final = 128
 
 # Parameters that the door reads itself.
 READ_HERE: Final = frozenset(
-    {"model", "messages", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "tools"}
+    {
+        "model",
+        "messages",
+        "stream",
+        "stream_options",
+        "n",
+        "max_tokens",
+        "max_completion_tokens",
+        "tools",
+    }
 )
 # Parameters that pass through untouched. The list is closed: a parameter that rewrites the prompt behind our
 # back (a chat template, image processing options) would make the count wrong.
@@ -53,6 +62,8 @@ _bool = msgspec.json.Decoder(bool)
 _integer = msgspec.json.Decoder(int)
 _number = msgspec.json.Decoder(float)
 NULL: Final = Raw(b"null")
+EMPTY_LIST: Final = Raw(b"[]")
+STOP: Final = Raw(b'"stop"')
 
 
 @dataclass(slots=True)
@@ -92,7 +103,9 @@ class ChatRequest:
         """Write the body for the backend: its name of the model, max_tokens always set, usage always asked for."""
         fields = self._fields
         fields["model"] = model
-        fields["max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"] = max_tokens
+        fields["max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"] = (
+            max_tokens
+        )
         if self.stream:
             options: dict[str, Any] = {**self._stream_options, "include_usage": True}
             if running_usage:
@@ -121,7 +134,9 @@ def parse_chat(body: bytes, *, messages_max: int, images_max: int) -> ChatReques
         tools=_tools(fields),
         images=parts.images,
         _fields=checked,
-        _stream_options={key: value for key, value in options.items() if key == "include_obfuscation"},
+        _stream_options={
+            key: value for key, value in options.items() if key == "include_obfuscation"
+        },
     )
 
 
@@ -160,8 +175,9 @@ def _max_tokens(fields: RawObject) -> int | None:
 
 
 def _tools(fields: RawObject) -> bytes | None:
-    raw = fields.get("tools")
-    return None if raw is None or raw == NULL else bytes(raw)
+    """Return what describes tools in the prompt; the older `functions` say the same."""
+    raw = fields.get("tools", fields.get("functions", NULL))
+    return None if raw == NULL else bytes(raw)
 
 
 class _Messages:
@@ -185,9 +201,11 @@ class _Messages:
         if role == "tool" and "tool_call_id" not in message:
             _refuse("A message of role 'tool' needs tool_call_id.", f"{param}.role")
         calls = message.get("tool_calls")
-        calls_json = None if calls is None or calls == NULL else bytes(calls).decode()
+        calls_json = None if calls is None or calls in (NULL, EMPTY_LIST) else bytes(calls).decode()
         written: dict[str, Any] = dict(message)
-        parts = self._content(message, written, f"{param}.content", role=role, has_calls=calls_json is not None)
+        parts = self._content(
+            message, written, f"{param}.content", role=role, has_calls=calls_json is not None
+        )
         self.messages.append(written)
         self.prompt.append(PromptMessage(role=role, parts=parts, tool_calls_json=calls_json))
 
@@ -198,7 +216,9 @@ class _Messages:
         if raw.startswith(b'"'):
             return (_decode(_string, raw, "a string or a list of parts", param),)
         if raw == b"null":
-            if role == "assistant" and (has_calls or "function_call" in message or "refusal" in message):
+            if role == "assistant" and (
+                has_calls or "function_call" in message or "refusal" in message
+            ):
                 return ()
             _refuse(f"{param} must be a string or a list of parts.", param, "invalid_type")
         parts: list[dict[str, Any]] = [
@@ -214,12 +234,16 @@ class _Messages:
         if kind in {"text", "refusal"}:
             text = _optional(part, kind, _string, "a string", param)
             if text is None:
-                _refuse(f"{param}.{kind} is missing.", f"{param}.{kind}", "missing_required_parameter")
+                _refuse(
+                    f"{param}.{kind} is missing.", f"{param}.{kind}", "missing_required_parameter"
+                )
             return text
         if kind == "image_url":
             self._image(part, param)
             return IMAGE
-        return _refuse(f"{param}.type must be text or image_url; {kind!r} is not supported.", f"{param}.type")
+        return _refuse(
+            f"{param}.type must be text or image_url; {kind!r} is not supported.", f"{param}.type"
+        )
 
     def _image(self, part: dict[str, Any], param: str) -> None:
         raw = bytes(part.get("image_url", NULL))
@@ -229,7 +253,9 @@ class _Messages:
             image_url = _decode(_object, raw, "an object with a url", f"{param}.image_url")
         url = bytes(image_url.get("url", NULL))
         if not url.startswith(b'"'):
-            _refuse(f"{param}.image_url.url must be a string.", f"{param}.image_url", "invalid_type")
+            _refuse(
+                f"{param}.image_url.url must be a string.", f"{param}.image_url", "invalid_type"
+            )
         if b"\\" in url:
             url = b'"' + _decode(_string, url, "a string", f"{param}.image_url").encode() + b'"'
         self.images.append(ImageSlot(f"{param}.image_url", url[1:-1], part, image_url))
@@ -403,10 +429,14 @@ class Answer:
     def __init__(self, body: bytes) -> None:
         """Raises msgspec.DecodeError unless the body is a chat completion."""
         self._fields = _object.decode(body)
-        self._choices = _objects.decode(self._fields["choices"]) if "choices" in self._fields else None
+        self._choices = (
+            _objects.decode(self._fields["choices"]) if "choices" in self._fields else None
+        )
         if self._choices is None:
             raise msgspec.DecodeError("no choices")
-        self._messages = [_object.decode(choice["message"]) for choice in self._choices if "message" in choice]
+        self._messages = [
+            _object.decode(choice["message"]) for choice in self._choices if "message" in choice
+        ]
 
     @property
     def id(self) -> str:
@@ -416,6 +446,11 @@ class Answer:
     @property
     def usage(self) -> UpstreamUsage | None:
         return read_usage(self._fields["usage"]) if "usage" in self._fields else None
+
+    @property
+    def stops(self) -> int:
+        """Return how many choices the model ended by itself."""
+        return sum(choice.get("finish_reason") == STOP for choice in self._choices or ())
 
     def generated(self) -> Iterator[str]:
         """Yield the texts that the model wrote, to be counted where the backend did not."""

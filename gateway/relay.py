@@ -40,14 +40,15 @@ from gateway.errors import (
     GatewayError,
     MeteringUnavailable,
 )
-from gateway.metering import Metered, PromptCount, is_credible, meter
 from gateway.listener import Listener
+from gateway.metering import Metered, PromptCount, is_credible, meter
 from gateway.protocol import Answer, UpstreamUsage, error_event, read_error, usage_chunk
 from gateway.sse import DONE, EventSplitter, StreamBroken
 from tenants.principals import Principal
 
 logger = logging.getLogger(__name__)
 
+TOKEN_CHARS_MAX = 128  # the longest token of any tokenizer here: a run of spaces
 HOLD_GRACE_S = 120  # how long after its last possible instant a hold waits before it expires
 MALFORMED_EVENTS_MAX = 3
 RETRY_AFTER_S_MAX = 60
@@ -90,16 +91,20 @@ class Job:
 
     @property
     def worst_case_pico(self) -> int:
-        text = max(self.prompt.text, self.prompt.text_upper_bound)
         return worst_case_pico(
-            self.rates, text_in=text, image_in=self.prompt.image, out_max=self.out_max
+            self.rates,
+            text_in=self.prompt.text_upper_bound,
+            image_in=self.prompt.image_upper_bound,
+            out_max=self.out_max,
         )
 
 
 class Exchange:
     """One request on its way through the door. Use as `async with`: leaving it settles or voids the hold."""
 
-    def __init__(self, job: Job, *, books: Bookkeeper, backends: BackendPool, limits: Limits) -> None:
+    def __init__(
+        self, job: Job, *, books: Bookkeeper, backends: BackendPool, limits: Limits
+    ) -> None:
         self.job = job
         self._books = books
         self._backends = backends
@@ -204,7 +209,9 @@ class Exchange:
         assert self._response is not None
         splitter = EventSplitter(self._limits.event_bytes_max)
         listener = self._listener = Listener(
-            public_name=self.job.model.name, is_renamed=self.job.route.backend_model != self.job.model.name
+            public_name=self.job.model.name,
+            is_renamed=self.job.route.backend_model != self.job.model.name,
+            bytes_max=self._limits.answer_bytes_max,
         )
         try:
             async for data in self._chunks(self._response):
@@ -257,11 +264,13 @@ class Exchange:
                 continue
             if not data:
                 return
-            self._expect(timeout_s)
+            self._expect(None)  # while the client is slow to take it, the backend is not to blame
             yield data
+            self._expect(timeout_s)
 
     async def _read_all(self, response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         self._expect(self.job.route.backend.chunk_timeout_s)
         try:
             while data := await response.content.readany():
@@ -288,12 +297,15 @@ class Exchange:
 
     # ------------------------------------------------------------ stopping
 
-    def _expect(self, timeout_s: float) -> None:
+    def _expect(self, timeout_s: float | None) -> None:
         """Give the backend so long to show a sign of life, within the deadline of the whole exchange.
 
-        One timer an exchange: it looks at the clock when it fires and sleeps on if there was a sign meanwhile.
+        None: as long as that deadline allows. One timer an exchange: it looks at the clock when it fires and
+        sleeps on if there was a sign meanwhile.
         """
-        self._waits_until = min(self._loop.time() + timeout_s, self._deadline)
+        self._waits_until = self._deadline
+        if timeout_s is not None:
+            self._waits_until = min(self._loop.time() + timeout_s, self._deadline)
         if self._watchdog is None or self._watchdog.when() > self._waits_until:
             if self._watchdog is not None:
                 self._watchdog.cancel()
@@ -348,7 +360,8 @@ class Exchange:
         upstream = heard.usage if heard else None
         counted_out = None
         if heard and not is_credible(upstream, out_max=job.out_max):
-            counted_out = await self._count("".join(heard.generated()))
+            # A model that stops by itself writes one token more than it shows.
+            counted_out = await self._count("".join(heard.generated())) + heard.stops
         metered = meter(job.prompt, upstream, counted_out=counted_out or 0, out_max=job.out_max)
         is_free = stop in {Stop.BACKEND_BROKE, Stop.TOO_SLOW}
         self._finished = metered
@@ -378,6 +391,7 @@ class Exchange:
 
     async def _count(self, text: str) -> int:
         counter = self.job.model.counter
+        text = text[: self.job.out_max * TOKEN_CHARS_MAX]  # more cannot be billed
         if len(text) < INLINE_CHARS_MAX:
             return counter.count_text(text)
         return await asyncio.to_thread(counter.count_text, text)
@@ -436,9 +450,6 @@ class Exchange:
         }
 
 
-
-
-
 def _refusal(response: aiohttp.ClientResponse, body: bytes, backend: BackendEntry) -> GatewayError:
     """Translate the backend's error status. Its headers, address and credential stay here."""
     status = response.status
@@ -449,7 +460,9 @@ def _refusal(response: aiohttp.ClientResponse, body: bytes, backend: BackendEntr
         return busy("The model's backend is busy.", retry_after_s=wait_s)
     if status in {400, 413, 415, 422}:
         said = read_error(body)
-        if backend.base_url in said.message or (backend.credential and backend.credential in said.message):
+        if backend.base_url in said.message or (
+            backend.credential and backend.credential in said.message
+        ):
             return BackendRefused("The model's backend refused the request.", status=status)
         return BackendRefused(said.message, status=status, code=said.code, param=said.param)
     if status in {401, 403}:

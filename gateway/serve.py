@@ -14,7 +14,7 @@ from django.conf import settings
 from granian.constants import Interfaces, Loops
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
-from granian.server import Server
+from granian.server.mp import MPServer
 
 
 def main() -> None:
@@ -26,10 +26,10 @@ def main() -> None:
     server(options.host, options.port, options.workers).serve()
 
 
-def server(host: str, port: int, workers: int) -> Server:
+def server(host: str, port: int, workers: int) -> MPServer:
     files = Path(settings.STATIC_ROOT)
-    static = {"static_path_route": ["/static"], "static_path_mount": [files]} if files.is_dir() else {}
-    return Server(
+    has_files = files.is_dir()  # `manage.py collectstatic` has run
+    return MPServer(
         "gateway.asgi:application",
         address=host,
         port=port,
@@ -42,7 +42,8 @@ def server(host: str, port: int, workers: int) -> Server:
         respawn_interval=0.5,
         workers_kill_timeout=settings.SHUTDOWN_TIMEOUT_S + 5,
         backlog=2048,
-        **static,
+        static_path_route=["/static"] if has_files else None,
+        static_path_mount=[files] if has_files else None,
     )
 
 

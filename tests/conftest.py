@@ -20,7 +20,7 @@ def django_db_setup(
 ) -> Iterator[None]:
     """Make this worker's database, for tests with a `db` mark and for those that commit alike."""
     with django_db_blocker.unblock():
-        databases = setup_databases(verbosity=0, interactive=False, aliases=["default"])
+        databases = setup_databases(verbosity=0, interactive=False)
     yield
     with django_db_blocker.unblock():
         teardown_databases(databases, verbosity=0)

@@ -44,16 +44,21 @@ class Door:
     pid: int
     backend: FakeBackend
     model: Model
+    client: httpx.Client
 
     def chat(self, tenant: Tenant, **body: Any) -> httpx.Response:
         """Ask for a completion; by default a small text question to the door's own model."""
-        request = {"model": self.model.name, "messages": [{"role": "user", "content": "hi"}], **body}
-        return httpx.post(
-            f"{self.url}/v1/chat/completions", json=request, headers=tenant.headers, timeout=20
+        request = {
+            "model": self.model.name,
+            "messages": [{"role": "user", "content": "hi"}],
+            **body,
+        }
+        return self.client.post(
+            f"{self.url}/v1/chat/completions", json=request, headers=tenant.headers
         )
 
     def get(self, tenant: Tenant, path: str) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", headers=tenant.headers, timeout=10)
+        return self.client.get(f"{self.url}{path}", headers=tenant.headers)
 
     def record(self, request_id: str, within_s: float = 5) -> UsageRecord:
         """Return the request's usage record, waiting for it a little."""
@@ -82,7 +87,9 @@ def eventually(is_so: Any, within_s: float = 5) -> None:
 
 
 @pytest.fixture(scope="session")
-def door_url(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+def door_url(
+    django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, int]]:
     """Run `gateway.serve` on a free port over the tests' database; yield its URL and pid."""
     port = free_port()
     log = tmp_path_factory.mktemp("door") / "gateway.log"
@@ -123,10 +130,22 @@ def vision(django_db_setup: None, django_db_blocker: Any, fake_backend: FakeBack
         return factories.model(backend, backend_model=UPSTREAM_NAME)
 
 
+@pytest.fixture(scope="session")
+def http_client() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=20) as client:
+        yield client
+
+
 @pytest.fixture
-def door(door_url: tuple[str, int], vision: Model, fake_backend: FakeBackend, alice: Tenant) -> Door:
+def door(
+    door_url: tuple[str, int],
+    vision: Model,
+    fake_backend: FakeBackend,
+    http_client: httpx.Client,
+    alice: Tenant,
+) -> Door:
     fake_backend.script([])
-    door = Door(*door_url, backend=fake_backend, model=vision)
+    door = Door(*door_url, backend=fake_backend, model=vision, client=http_client)
     door.wait_for_model(alice, vision.name)
     return door
 

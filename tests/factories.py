@@ -60,7 +60,9 @@ def backend(url: str, **fields: Any) -> Backend:
     return row
 
 
-def model(backend: Backend, *, backend_model: str = "", priced: bool = True, **fields: Any) -> Model:
+def model(
+    backend: Backend, *, backend_model: str = "", priced: bool = True, **fields: Any
+) -> Model:
     """A model like the seed's, priced in TWD, routed to the backend."""
     defaults = {"name": unique("vision"), "counter": "llama-3.2-vision", "context_tokens": 32_768}
     row = Model.objects.create(**(defaults | fields))

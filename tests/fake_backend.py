@@ -177,7 +177,9 @@ class FakeBackend:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        gone = asyncio.ensure_future(reader.read(1))  # the gateway sends nothing more: EOF says it left
+        gone = asyncio.ensure_future(
+            reader.read(1)
+        )  # the gateway sends nothing more: EOF says it left
         try:
             for step in steps:
                 match step:

@@ -3,14 +3,11 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 import msgspec
 from django.http import HttpResponse, StreamingHttpResponse
-from rest_framework.exceptions import APIException
-from rest_framework.exceptions import MethodNotAllowed as DRFMethodNotAllowed
 
-from gateway.errors import GatewayError, MethodNotAllowed
+from gateway.errors import GatewayError
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +59,5 @@ def translate(error: Exception) -> GatewayError:
     """Return the error as the client may see it; what is not one of ours is logged and becomes a 500."""
     if isinstance(error, GatewayError):
         return error
-    if isinstance(error, DRFMethodNotAllowed):
-        return MethodNotAllowed("This method is not allowed here.")
     logger.error("a request failed", exc_info=error)
     return InternalError("Something went wrong here. Quote the x-request-id to the operator.")
-
-
-def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
-    """Django REST framework's hook: the data plane's errors in OpenAI's envelope."""
-    assert isinstance(error, GatewayError | APIException | Exception)
-    return error_answer(translate(error))

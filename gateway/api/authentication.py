@@ -22,6 +22,7 @@ class KeyAuthentication(BaseAuthentication):
     """Hands Django REST framework the principal that `resolve` has put on the request. It never waits."""
 
     def authenticate(self, request: Request) -> tuple[Principal, None]:
+        assert isinstance(request._request, DataPlaneRequest)
         principal = request._request.principal
         assert principal is not None, "resolve() comes first"
         return principal, None

@@ -2,6 +2,8 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Self
 
 from django.conf import settings
 from django.http import HttpResponseBase
@@ -11,12 +13,13 @@ from gateway.api.requests import DataPlaneRequest
 from gateway.api.views import DataPlaneView
 from gateway.catalog import ModelEntry, route_for
 from gateway.counting.counters import INLINE_CHARS_MAX
+from gateway.counting.llama3 import TOKEN_BYTES_MAX
 from gateway.counting.messages import text_chars
 from gateway.errors import InvalidImage, InvalidRequest
 from gateway.images import measuring
 from gateway.images.data_urls import MeasuredImage
 from gateway.metering import PromptCount
-from gateway.protocol import ChatRequest, parse_chat
+from gateway.protocol import ChatRequest, ImageSlot, parse_chat
 from gateway.relay import Exchange, Job, Stop
 
 
@@ -54,9 +57,13 @@ class ChatCompletionsView(DataPlaneView):
         model = catalog.model_for(self.principal, chat.model)
         route = route_for(model)
         rates = catalog.rates_for(model, self.principal.currency, request.received_at)
-        images = await self._measure_images(request, chat, model)
-        counted = [model.counter.count_image(image.width_px, image.height_px) for image in images]
-        prompt = await _count(model, chat, image_tokens=sum(count.tokens for count in counted))
+        images = ImageTokens.of(
+            model,
+            await measuring.measure_all(
+                _slots(chat, model), request.plane.fetcher, request.plane.image_limits
+            ),
+        )
+        prompt = await _count(model, chat, images)
         return Job(
             request_id=request.request_id,
             principal=self.principal,
@@ -64,47 +71,67 @@ class ChatCompletionsView(DataPlaneView):
             route=route,
             rates=rates,
             prompt=prompt,
-            canvases=[
-                f"{image.format} {image.width_px}x{image.height_px} {count.canvas.width_px}x{count.canvas.height_px}"
-                for image, count in zip(images, counted, strict=True)
-            ],
+            canvases=images.canvases,
             out_max=_tokens_out_max(model, chat, prompt) * chat.n,
             stream=chat.stream,
             include_usage=chat.include_usage,
             received_at=request.received_at,
         )
 
-    async def _measure_images(
-        self, request: DataPlaneRequest, chat: ChatRequest, model: ModelEntry
-    ) -> list[MeasuredImage]:
-        if len(chat.images) > model.images_max:
-            raise InvalidImage(
-                f"The model {model.name!r} takes at most {model.images_max} images."
-                if model.images_max
-                else f"The model {model.name!r} does not read images.",
-                code="too_many_images" if model.images_max else "invalid_image_mode",
-                param=chat.images[-1].param,
-            )
-        return await measuring.measure_all(
-            chat.images, request.plane.fetcher, request.plane.image_limits
+
+@dataclass(frozen=True, slots=True)
+class ImageTokens:
+    """What the images of a request cost together, and why."""
+
+    tokens: int
+    upper_bound: int
+    canvases: list[str]
+
+    @classmethod
+    def of(cls, model: ModelEntry, images: list[MeasuredImage]) -> Self:
+        sizes = [(image.width_px, image.height_px) for image in images]
+        counts = [model.counter.count_image(*size) for size in sizes]
+        return cls(
+            tokens=sum(count.tokens for count in counts),
+            upper_bound=sum(model.counter.image_upper_bound(*size) for size in sizes),
+            canvases=[
+                f"{image.format} {image.width_px}x{image.height_px} "
+                f"{count.canvas.width_px}x{count.canvas.height_px}"
+                for image, count in zip(images, counts, strict=True)
+            ],
         )
 
 
-async def _count(model: ModelEntry, chat: ChatRequest, *, image_tokens: int) -> PromptCount:
+def _slots(chat: ChatRequest, model: ModelEntry) -> list[ImageSlot]:
+    """Return where the images stand. Raises InvalidImage if the model does not take so many."""
+    if len(chat.images) > model.images_max:
+        raise InvalidImage(
+            f"The model {model.name!r} takes at most {model.images_max} images."
+            if model.images_max
+            else f"The model {model.name!r} does not read images.",
+            code="too_many_images" if model.images_max else "invalid_image_mode",
+            param=chat.images[-1].param,
+        )
+    return chat.images
+
+
+async def _count(model: ModelEntry, chat: ChatRequest, images: ImageTokens) -> PromptCount:
     """Count the prompt; a long one in a thread, so that the others do not wait for it."""
-    if text_chars(chat.prompt, chat.tools) <= INLINE_CHARS_MAX:
-        return _count_here(model, chat, image_tokens)
-    return await asyncio.to_thread(_count_here, model, chat, image_tokens)
+    chars = text_chars(chat.prompt, chat.tools)
+    if chars > model.context_tokens * TOKEN_BYTES_MAX:
+        raise _context_exceeded(model, chars // TOKEN_BYTES_MAX)
+    if chars <= INLINE_CHARS_MAX:
+        return _count_here(model, chat, images)
+    return await asyncio.to_thread(_count_here, model, chat, images)
 
 
-def _count_here(model: ModelEntry, chat: ChatRequest, image_tokens: int) -> PromptCount:
+def _count_here(model: ModelEntry, chat: ChatRequest, images: ImageTokens) -> PromptCount:
     counter = model.counter
-    return PromptCount(
-        text=counter.count_prompt(chat.prompt, tools=chat.tools),
-        image=image_tokens,
-        text_upper_bound=counter.prompt_upper_bound(chat.prompt, tools=chat.tools),
-        is_exact=counter.is_exact,
-    )
+    text = counter.count_prompt(chat.prompt, tools=chat.tools)
+    if counter.is_exact:
+        return PromptCount(text, images.tokens, text, images.tokens, is_exact=True)
+    bound = counter.prompt_upper_bound(chat.prompt, tools=chat.tools)
+    return PromptCount(text, images.tokens, bound, images.upper_bound, is_exact=False)
 
 
 def _tokens_out_max(model: ModelEntry, chat: ChatRequest, prompt: PromptCount) -> int:

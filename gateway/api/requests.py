@@ -34,7 +34,7 @@ class DataPlaneRequest(ASGIRequest):
         self.plane = plane
         self.request_id = new_request_id()
         self.received_at = datetime.now(UTC)
-        self.principal: "Principal | None" = None
+        self.principal: Principal | None = None
         self._receive = receive
         self._when_left: Callable[[], object] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -77,7 +77,8 @@ class DataPlaneRequest(ASGIRequest):
         self.client_left()
 
     async def _read(self) -> bytes:
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":

@@ -4,7 +4,7 @@ from django.urls import URLPattern, path, re_path
 
 from gateway.api.chat import ChatCompletionsView
 from gateway.api.models import ModelsView, ModelView
-from gateway.api.views import HealthView, UnknownView
+from gateway.api.views import health, unknown
 
 PREFIXES = ("v1", "api/models")  # the second is the seed's base URL
 
@@ -20,6 +20,6 @@ def _under(prefix: str) -> list[URLPattern]:
 
 urlpatterns = [
     *(pattern for prefix in PREFIXES for pattern in _under(prefix)),
-    path("healthz", HealthView.as_view()),
-    re_path(r"^", UnknownView.as_view()),
+    path("healthz", health),
+    re_path(r"^", unknown),
 ]

@@ -1,6 +1,6 @@
 """Django REST framework's views, with an async dispatch that does no more than the data plane needs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from django.http import HttpResponseBase
 from rest_framework.request import Request
@@ -9,7 +9,7 @@ from rest_framework.views import APIView
 from gateway.api.answers import JSONAnswer, error_answer, translate
 from gateway.api.authentication import KeyAuthentication, resolve
 from gateway.api.requests import ClientLeft, DataPlaneRequest
-from gateway.errors import NotFound
+from gateway.errors import MethodNotAllowed, NotFound
 
 if TYPE_CHECKING:
     from tenants.principals import Principal
@@ -23,13 +23,15 @@ class DataPlaneView(APIView):
 
     authentication_classes = [KeyAuthentication]
 
-    async def dispatch(self, request: DataPlaneRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:  # type: ignore[override]
+    async def dispatch(  # type: ignore[override]
+        self, request: DataPlaneRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
         self.args, self.kwargs = args, kwargs
         try:
             await resolve(request)
-            self.request = self.initialize_request(request)  # type: ignore[arg-type,assignment]
+            self.request = self.initialize_request(request)
             self.initial(self.request)
-            handler = getattr(self, str(request.method).lower(), self.http_method_not_allowed)
+            handler = getattr(self, str(request.method).lower(), self.refuse_method)
             answer: HttpResponseBase = await handler(request, *args, **kwargs)
         except ClientLeft:
             return JSONAnswer(b"", status=CLIENT_CLOSED_REQUEST)
@@ -41,25 +43,22 @@ class DataPlaneView(APIView):
         self.perform_authentication(request)
         self.check_permissions(request)
 
+    async def refuse_method(self, request: DataPlaneRequest, *args: Any, **kwargs: Any) -> NoReturn:
+        raise MethodNotAllowed("This method is not allowed here.")
+
     @property
     def principal(self) -> "Principal":
         principal: Principal = self.request.user  # type: ignore[assignment]
         return principal
 
 
-class HealthView(DataPlaneView):
-    """200 once the door is open, 503 before and while it closes."""
-
-    authentication_classes = []
-
-    async def dispatch(self, request: DataPlaneRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:  # type: ignore[override]
-        if request.plane.is_open:
-            return JSONAnswer(b'{"status":"ok"}')
-        return JSONAnswer(b'{"status":"starting"}', status=503)
+async def health(request: DataPlaneRequest) -> HttpResponseBase:
+    """Answer 200 once the door is open, 503 before and while it closes."""
+    if request.plane.is_open:
+        return JSONAnswer(b'{"status":"ok"}')
+    return JSONAnswer(b'{"status":"starting"}', status=503)
 
 
-class UnknownView(DataPlaneView):
-    """Every path under the prefixes that is nothing else."""
-
-    async def dispatch(self, request: DataPlaneRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:  # type: ignore[override]
-        return error_answer(NotFound(f"Unknown request URL: {request.method} {request.path[:200]}."))
+async def unknown(request: DataPlaneRequest) -> HttpResponseBase:
+    """Answer every path under the prefixes that is nothing else."""
+    return error_answer(NotFound(f"Unknown request URL: {request.method} {request.path[:200]}."))

@@ -43,10 +43,6 @@ class MeasuredImage:
     data_url: bytes | memoryview
 
 
-def is_data_url(url: bytes | memoryview) -> bool:
-    return bytes(url[:5]).lower() == b"data:"
-
-
 def measure(url: bytes | memoryview, limits: ImageLimits) -> MeasuredImage:
     """Check a base64 data URL whole and measure its image. Decodes no pixel.
 

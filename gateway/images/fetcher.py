@@ -121,6 +121,8 @@ class Fetcher:
             check_file_size(len(body), self._limits)
             if len(body) - len(chunk) < SIGNATURE_BYTES <= len(body):
                 _check_format(body, response.content_type)
+        if body:
+            _check_format(body, response.content_type)
         return bytes(body)
 
 
@@ -203,7 +205,7 @@ def _open_session(
 
 
 def _check_format(body: bytearray, content_type: str) -> None:
-    """Stop at the first bytes of what is no image; say so if it does not even claim to be one."""
+    """Refuse what is no image, and say so when it does not even claim to be one."""
     try:
         sniff_format(body)
     except InvalidImage:

@@ -13,7 +13,7 @@ mllama = pytest.importorskip(
     reason="transformers is not installed: `make compat` installs it",
 )
 
-RANDOM_SIZES: Final = 100_000
+RANDOM_SIZES: Final = 150_000
 SIDE_PX_MAX: Final = 6_000
 
 

@@ -41,18 +41,22 @@ class Server:
 
     def wait_until(self, is_so: Callable[[Json], bool], *, within_s: float) -> bool:
         """Ask for its health until it is so; False if that takes longer."""
-        deadline = time.monotonic() + within_s
-        while not is_so(self.health()):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
+        return comes_true(lambda: is_so(self.health()), within_s=within_s)
+
+
+def comes_true(condition: Callable[[], bool], *, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 @contextmanager
 def demo_backend(environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "demo.backend", "--port", "0"],
+        [sys.executable, "-m", "demo.backend", "--port", "0", "--token-delay-ms", "2"],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,

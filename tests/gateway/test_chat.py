@@ -74,6 +74,7 @@ def test_the_usage_record_says_what_was_used_and_what_it_costs(door: Door, alice
     assert (record.upstream_prompt, record.upstream_out) == (6424, 3)
     assert (record.status, record.usage_source, record.streamed) == ("ok", "upstream", False)
     assert record.canvases == ["png 1120x1120 1120x1120"]
+    assert record.first_byte_at is not None
     assert record.received_at <= record.first_byte_at <= record.finished_at
 
 
@@ -108,8 +109,8 @@ def test_a_backend_that_reports_nothing_is_counted(door: Door, alice: Tenant) ->
     response = door.chat(alice)
     record = door.record(response.headers["x-request-id"])
 
-    assert response.json()["usage"]["completion_tokens"] == 3
-    assert (record.usage_source, record.counted_out, record.upstream_out) == ("counted", 3, None)
+    assert response.json()["usage"]["completion_tokens"] == 4  # the end of turn is one, too
+    assert (record.usage_source, record.counted_out, record.upstream_out) == ("counted", 4, None)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +128,15 @@ def test_a_backend_that_lies_is_counted(door: Door, alice: Tenant, lie: object) 
 
     record = door.record(door.chat(alice).headers["x-request-id"])
 
-    assert (record.tokens_out, record.usage_source) == (3, "counted")
+    assert (record.tokens_out, record.usage_source) == (4, "counted")
 
 
 def test_cached_tokens_are_billed_at_their_price_and_once(door: Door, alice: Tenant) -> None:
-    usage = {"prompt_tokens": 6424, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 30}}
+    usage = {
+        "prompt_tokens": 6424,
+        "completion_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 30},
+    }
     door.backend.script(answer("一", usage=usage))
 
     response = door.chat(alice, messages=SEED)

@@ -68,6 +68,12 @@ def test_the_generic_bound_grows_by_a_token_a_byte(text: str, role: str) -> None
     assert bound == (len(text.encode()) if role == "user" else quoted_bytes)
 
 
+def test_the_generic_bound_holds_room_for_tools_indented_and_escaped() -> None:
+    generic, chat = counters.get("generic"), [PromptMessage("user", ("Hi",))]
+    room = generic.prompt_upper_bound(chat, tools=TOOLS) - generic.prompt_upper_bound(chat)
+    assert room == len(json.dumps(json.loads(TOOLS)[0], indent=4))
+
+
 def test_the_generic_bound_of_an_image_is_that_of_the_hungriest_model() -> None:
     generic = counters.get("generic")
     assert generic.image_upper_bound(3840, 2160) == 138 * 78  # one per patch of 28 × 28 px

@@ -1,4 +1,4 @@
-"""Data URLs: measured by their first bytes, checked to the last character, forwarded as they came."""
+"""Data URLs: measured by their first bytes, checked to their last, forwarded as they came."""
 
 import base64
 import os
@@ -12,7 +12,7 @@ from PIL import Image
 
 from gateway.errors import InvalidImage
 from gateway.images import ImageLimits
-from gateway.images.data_urls import SLICE_CHARS, is_data_url, measure, wrap
+from gateway.images.data_urls import SLICE_CHARS, measure, wrap
 from gateway.images.headers import ImageFormat
 
 LIMITS = ImageLimits()
@@ -126,9 +126,9 @@ def test_padding_inside_is_found_even_where_the_slices_meet() -> None:
     assert refusal(b"data:image/jpeg;base64," + bytes(payload)) == "invalid_base64_image"
 
 
-@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("cut", [1, 2])
 def test_missing_padding_is_refused(cut: int) -> None:
-    url = data_url(jpeg_of(999 - cut))  # 998, 997, 996 bytes: one sign of padding, two, none
+    url = data_url(jpeg_of(999 - cut))  # 999 is a multiple of 3, so that many signs pad
 
     assert refusal(url[:-cut]) == "invalid_base64_image"
 
@@ -201,12 +201,3 @@ def test_a_wrapped_file_is_the_data_url_that_measures_the_same(image_format: Ima
     image = wrap(body, LIMITS)
 
     assert image == measure(data_url(body, image_format.media_type), LIMITS)
-
-
-@pytest.mark.parametrize(
-    ("url", "answer"),
-    [(b"data:,", True), (b"DATA:x", True), (b"https://a.example/data:", False), (b"", False)],
-)
-def test_a_data_url_is_known_by_its_scheme(url: bytes, answer: bool) -> None:
-    assert is_data_url(url) is answer
-    assert is_data_url(memoryview(url)) is answer

@@ -24,6 +24,7 @@ from gateway.images.headers import (
 
 FORMATS = list(ImageFormat)
 LIMITS = ImageLimits()
+PARSER_CODES = {"image_parse_error", "unsupported_image_media_type"}
 
 
 def draw(
@@ -60,6 +61,14 @@ def refusal(body: bytes, file_bytes: int | None = None) -> str | None:
     with pytest.raises(InvalidImage) as caught:
         read_header(body, file_bytes=len(body) if file_bytes is None else file_bytes)
     return caught.value.code
+
+
+def verdict(body: bytes) -> ImageHeader | str | None:
+    """Return the header, or the code of the refusal; any other exception is a failure."""
+    try:
+        return read(body)
+    except InvalidImage as error:
+        return error.code
 
 
 def exif(padding_bytes: int, orientation: int = 1) -> Image.Exif:
@@ -163,11 +172,9 @@ def test_a_file_cut_anywhere_is_refused_or_read_right(image_format: ImageFormat)
     body = draw(image_format)
     whole = read(body)
 
-    for size in range(len(body)):
-        try:
-            assert read(body[:size]) == whole
-        except InvalidImage as error:
-            assert error.code in {"image_parse_error", "unsupported_image_media_type"}
+    verdicts = {verdict(body[:size]) for size in range(len(body))}
+
+    assert verdicts <= {whole, *PARSER_CODES}
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -256,12 +263,10 @@ def test_junk_after_a_signature_never_raises_anything_else(
     image_format: ImageFormat, rest: bytes
 ) -> None:
     signature = draw(image_format)[: 12 if image_format is ImageFormat.WEBP else 8]
-    try:
-        header = read(signature + rest)
-    except InvalidImage:
-        return
-    assert header.width_px > 0
-    assert header.height_px > 0
+
+    answer = verdict(signature + rest)
+
+    assert answer in PARSER_CODES or isinstance(answer, ImageHeader)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -273,10 +278,10 @@ def test_flipped_bytes_never_raise_anything_else(
     body = bytearray(draw(image_format))
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        read(bytes(body))
-    except InvalidImage as error:
-        assert error.code in {"image_parse_error", "unsupported_image_media_type"}
+
+    answer = verdict(bytes(body))
+
+    assert answer in PARSER_CODES or isinstance(answer, ImageHeader)
 
 
 # --- broken headers, by hand

@@ -114,7 +114,7 @@ def test_tools_stand_before_the_first_question_indented() -> None:
         "and its value}.Do not use variables.\n\n"
         f"{json.dumps(TOOL, indent=4, ensure_ascii=False)}\n\nTime?{END}{ASSISTANT}"
     )
-    assert llama3_vision.count([said("user", " Time?\n")], TOOLS) == tokens_of(prompt)
+    assert llama3_vision.count([said("user", "\n \tTime?  \n")], TOOLS) == tokens_of(prompt)
 
 
 def test_the_seeds_example_has_20_text_tokens() -> None:

@@ -1,0 +1,103 @@
+"""Everything a measurement needs, started from nothing in a temporary directory and stopped after."""
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks import work
+from benchmarks.backend import HOST, Backend, running
+from benchmarks.books import Books
+from demo.parts import Gateway, free_port, manage
+from demo.postgres import PostgreSQL
+from demo.valkey import Valkey
+
+SERVERS = ("granian", "uvicorn")
+UVICORN = ("uvicorn==0.38.0", "httptools==0.7.1")  # to compare with; no dependency of the project
+PORT = 18_000  # or any other that is free
+INSTALL_S_MAX = 60
+# Nothing of the caller's own installation may reach the one that is measured.
+NOT_OURS = ("TESSERA_", "DATABASE_URL", "REDIS_URL")
+
+
+class NotInstalled(Exception):
+    """The server to compare with is not here and could not be fetched."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is running: the door and its key, the backend behind it, the books below it."""
+
+    port: int
+    gateway_pid: int
+    postgres_pid: int
+    key: str
+    backend: Backend
+    books: Books
+
+
+class UvicornGateway(Gateway):
+    """The same application behind uvicorn, one worker."""
+
+    def command(self) -> list[str]:
+        return [
+            *(sys.executable, "-m", "uvicorn", "gateway.asgi:application"),
+            *("--host", HOST, "--port", str(self._port), "--loop", "uvloop", "--http", "httptools"),
+            *("--lifespan", "on", "--no-access-log", "--log-level", "warning"),
+        ]
+
+
+@contextmanager
+def opened(server: str) -> Iterator[Stage]:
+    """Start the stores, the backend and the door, the fsyncs of a real installation included."""
+    with ExitStack() as stack:
+        var = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-bench-")))
+        postgres = stack.enter_context(PostgreSQL(var))
+        valkey = stack.enter_context(Valkey(var))
+        backend = stack.enter_context(running(work.everything()))
+        environment = _environment(postgres.url, valkey.url)
+        manage(var, environment, "migrate")
+        seed = f"from benchmarks import seed; print(seed.lay_out({backend.port}))"
+        key = manage(var, environment, "shell", "--no-imports", "--command", seed).strip()
+        port = free_port(PORT)
+        door = _gateway(server, var, environment, port)
+        stack.enter_context(door)
+        assert door.pid is not None
+        assert postgres.pid is not None
+        yield Stage(port, door.pid, postgres.pid, key, backend, Books(postgres.url))
+
+
+def _environment(database_url: str, redis_url: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
+    return inherited | {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "TESSERA_SECRET_KEY": secrets.token_hex(),
+        "TESSERA_KEY_PEPPER": secrets.token_hex(),
+        "TESSERA_CREDENTIAL_KEYS": "YmVuY2htYXJrLWJlbmNobWFyay1iZW5jaG1hcmstISE=",
+        "TESSERA_LOG_LEVEL": "WARNING",
+    }
+
+
+def _gateway(server: str, var: Path, environment: dict[str, str], port: int) -> Gateway:
+    if server == "granian":
+        return Gateway(var, environment, port=port, workers=1)
+    return UvicornGateway(var, _with_uvicorn(environment, var / "uvicorn"), port=port, workers=1)
+
+
+def _with_uvicorn(environment: dict[str, str], directory: Path) -> dict[str, str]:
+    """Return an environment that has uvicorn: ours if it is there, else a fresh one beside the data."""
+    if find_spec("uvicorn") and find_spec("httptools"):
+        return environment
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(directory)]
+    try:
+        subprocess.run([*command, *UVICORN], check=True, timeout=INSTALL_S_MAX)
+    except (subprocess.SubprocessError, OSError) as error:
+        raise NotInstalled("uvicorn could not be installed to compare with") from error
+    return environment | {"PYTHONPATH": str(directory)}

@@ -1,0 +1,129 @@
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import CommandError
+from django.utils.timezone import now
+
+from billing.models import Price
+from tenants.models import AuditEntry
+from tests import factories
+from tests.console import run, run_json
+
+pytestmark = pytest.mark.django_db
+
+AMOUNTS = ("--currency=TWD", "--text-in=12.5", "--image-in=15", "--cached-in=6", "--out=40")
+
+
+def set_price(*words: str) -> str:
+    return run("price", "set", "vlm", *AMOUNTS, *words)[1]
+
+
+def listed(*words: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = run_json("price", "list", "vlm", *words)
+    return rows
+
+
+def test_a_price_per_million_is_kept_to_the_micro_unit() -> None:
+    set_price("--per-request=0.000001")
+
+    price = Price.objects.get(model_name="vlm")
+    assert price.currency == "TWD"
+    assert (price.text_in_micro, price.image_in_micro) == (12_500_000, 15_000_000)
+    assert (price.cached_in_micro, price.out_micro) == (6_000_000, 40_000_000)
+    assert price.request_micro == 1
+    assert AuditEntry.objects.latest("id").action == "price.create"
+
+
+def test_it_tells_what_an_image_costs_at_this_price() -> None:
+    assert "a 1120×1120 image costs TWD 0.096060" in set_price()
+
+
+def test_cached_tokens_cost_what_text_costs_unless_said() -> None:
+    words = [word for word in AMOUNTS if not word.startswith("--cached")]
+    run("price", "set", "vlm", *words)
+
+    assert Price.objects.get(model_name="vlm").cached_in_micro == 12_500_000
+
+
+def test_a_dry_run_shows_the_meaning_and_saves_nothing() -> None:
+    told = set_price("--dry-run")
+
+    assert "TWD 0.096060" in told
+    assert "Nothing was saved" in told
+    assert not Price.objects.filter(model_name="vlm").exists()
+
+
+def test_a_price_per_token_in_the_place_of_one_per_million_is_pointed_out() -> None:
+    factories.price("vlm", out_micro=40_000_000, image_in_micro=15)
+
+    told = set_price()
+
+    assert "image_in goes from 0.000015 to 15.00: is that per million tokens?" in told
+    assert "out goes" not in told
+
+
+def test_the_first_price_of_a_name_asks_whether_it_is_right() -> None:
+    assert "first price" in set_price()
+    assert "first price" not in set_price()
+
+
+def test_a_currency_that_nobody_pays_in_is_pointed_out() -> None:
+    factories.tenant(currency="TWD")
+
+    assert "No organization pays in TDW" in set_price("--currency=tdw")
+    assert "No organization" not in set_price("--currency=TWD")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out=0.0000400"], "more than 6 decimals. Prices are per million tokens."),
+        (["--out=-1"], "not a plain number"),
+        (["--out=1e3"], "not a plain number"),
+        (["--out=1000000.000001"], "more than 1000000 per million"),
+        (["--currency=NT$"], "Three capital letters"),
+        (["--from=2020-01-01"], "has passed"),
+        (["--from=tomorrow"], "no date or time"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_saves_nothing(words: list[str], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        set_price(*words)
+
+    assert not Price.objects.filter(model_name="vlm").exists()
+
+
+def test_a_second_price_from_the_same_moment_is_refused() -> None:
+    set_price("--from=2090-01-01")
+
+    with pytest.raises(CommandError, match="already exists"):
+        set_price("--from=2090-01-01T08:00+08:00", "--out=41")
+
+
+def test_the_list_has_what_is_in_force_and_to_come_and_on_request_what_is_past() -> None:
+    factories.price("vlm", effective_from=now() - timedelta(days=9), out_micro=1)
+    factories.price("vlm", effective_from=now() - timedelta(days=1), out_micro=2)
+    factories.price("vlm", currency="USD", out_micro=3)
+    set_price("--from=2090-01-01")
+
+    shown = [(row["currency"], row["status"], row["out"]) for row in listed()]
+    assert shown == [
+        ("TWD", "in force", "0.000002"),
+        ("TWD", "to come", "40.00"),
+        ("USD", "in force", "0.000003"),
+    ]
+    assert [row["status"] for row in listed("--all")][:2] == ["past", "in force"]
+
+
+def test_a_model_with_a_future_price_only_has_none_in_force() -> None:
+    set_price("--from=2090-01-01")
+
+    assert [row["status"] for row in listed()] == ["to come"]
+
+
+def test_a_model_without_a_price_is_said_to_be_refused() -> None:
+    out, err = run("price", "list", "vlm")
+
+    assert out == ""
+    assert "vlm has no price: requests for it are refused" in err
