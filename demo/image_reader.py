@@ -37,10 +37,10 @@ class ImageReader:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=NAME)
         self._waiting = 0
+        self._warm_up: Future[None] | None = None
         # Only the thread touches these two, so they need no lock.
         self._ocr: Ocr | None = None
         self._kept: OrderedDict[bytes, Reading] = OrderedDict()
-        self._warm_up: Future[None] | None = None
 
     def warm_up(self) -> None:
         """Begin to load what reading needs, in the background."""

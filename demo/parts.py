@@ -97,18 +97,24 @@ class Worker(Program):
         return " ready." in self.log_tail()
 
 
-def manage(
-    var: Path, environment: Mapping[str, str], *arguments: str, cancelled: Predicate = never
+def prepare(
+    var: Path,
+    environment: Mapping[str, str],
+    *,
+    backend_url: str,
+    new_key: bool,
+    cancelled: Predicate = never,
 ) -> str:
-    """Run a management command to its end and return what it printed; its errors are in its log.
+    """Run demo/prepare.py to its end and return what it printed; its errors are in its log.
 
     Raise StartFailed if it fails, Cancelled if it is no longer wanted.
     """
-    log_path = var / "log" / f"{arguments[0]}.log"
-    log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with log_path.open("w+b") as log:
+    path = var / "log" / "prepare.log"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "demo.prepare", "--backend-url", backend_url]
+    with path.open("w+b") as log:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "manage.py"), *arguments],
+            [*command, "--new-key"] if new_key else command,
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -118,10 +124,9 @@ def manage(
             start_new_session=True,
         )
         output = _wait(process, cancelled)
-        if process.returncode != 0:
-            log.seek(0)
-            lines = log.read().decode(errors="replace").splitlines()
-            raise StartFailed(f"manage.py {arguments[0]} failed.", "\n".join(lines[-TAIL_LINES:]))
+    if process.returncode != 0:
+        lines = path.read_text(errors="replace").splitlines()
+        raise StartFailed("The database cannot be prepared.", "\n".join(lines[-TAIL_LINES:]))
     return output
 
 

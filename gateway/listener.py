@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Raw
 
-from gateway.protocol import Chunk, Delta, UpstreamUsage, read_usage
+from gateway.completions import Chunk, Delta, UpstreamUsage, read_usage
 from gateway.sse import DONE, StreamBroken, payload
 
 MALFORMED_EVENTS_MAX = 3

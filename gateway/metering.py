@@ -7,7 +7,7 @@ reports, else our estimate. Output tokens are what the backend reports if that c
 from dataclasses import dataclass
 
 from billing.rating import Tokens, split_cached
-from gateway.protocol import BilledUsage, UpstreamUsage
+from gateway.completions import BilledUsage, UpstreamUsage
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """The data plane of one process: everything that requests share, opened at start and closed at the end."""
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from django.conf import settings
@@ -21,7 +23,7 @@ from gateway.images import ImageLimits
 from gateway.images.fetcher import Fetcher
 from gateway.relay import Limits
 from tenants import principals, revisions
-from tenants.principals import Miss, Principal, PrincipalCache, Refusal
+from tenants.principals import Miss, Principal, PrincipalCache, Refusal, Resolved
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,6 +66,7 @@ class DataPlane:
         self._idle = asyncio.Event()
         self._idle.set()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._missing: dict[Miss, asyncio.Future[Resolved | None]] = {}
         self._poller: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -103,11 +106,34 @@ class DataPlane:
 
     async def resolve(self, miss: Miss) -> Principal | Refusal:
         """Look a key up that the cache does not know. Raises StoreUnavailable if the database is away."""
-        try:
-            found = await self._in_loader(lambda: principals.load([miss.digest]))
-        except (OperationalError, InterfaceError) as error:
-            raise StoreUnavailable("keys cannot be looked up now") from error
-        return self.principals.put(miss, found[miss.digest])
+        waiting = self._missing.get(miss)
+        if waiting is None:
+            waiting = self._missing[miss] = asyncio.get_running_loop().create_future()
+            if len(self._missing) == 1:
+                self._lookup = asyncio.create_task(self._look_up())
+        resolved = await asyncio.shield(waiting)
+        if resolved is None:
+            raise StoreUnavailable("keys cannot be looked up now")
+        return self.principals.put(miss, resolved)
+
+    async def _look_up(self) -> None:
+        """Resolve all keys that are missing, in as few queries as can be: after a change they all are.
+
+        A miss is waited for together with its generation, so that what was read before a revocation never
+        answers a request that came after it.
+        """
+        while self._missing:
+            misses = list(itertools.islice(self._missing, principals.LOAD_MAX))
+            digests = {miss.digest for miss in misses}
+            try:
+                found: Mapping[bytes, Resolved] = await self._in_loader(
+                    partial(principals.load, digests)
+                )
+            except Exception:  # whatever it was, nobody may wait forever
+                logger.exception("keys cannot be looked up")
+                found = {}
+            for miss in misses:
+                self._missing.pop(miss).set_result(found.get(miss.digest))
 
     async def _poll(self) -> None:
         while True:

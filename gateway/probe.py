@@ -36,8 +36,8 @@ class Offer:
     took_ms: int
 
 
-def models_offered(base_url: str, credential: str, *, timeout_s: int = TIMEOUT_S) -> Offer:
-    """Return what GET {base_url}/models lists, at most MODELS_MAX names; raises ProbeFailed."""
+def models_offered(base_url: str, credential: str, *, timeout_s: int) -> Offer:
+    """Return what GET {base_url}/models lists, MODELS_MAX names at most. Raises ProbeFailed."""
     started = time.monotonic()
     try:
         body = _get(f"{base_url}/models", credential, timeout_s)

@@ -30,6 +30,7 @@ from billing.holds import Bookkeeper, HoldRow, UsageRow
 from billing.rating import Rates, Tokens, amount_pico, worst_case_pico
 from gateway.backends import BackendPool
 from gateway.catalog import BackendEntry, ModelEntry, RouteEntry
+from gateway.completions import Answer, UpstreamUsage, error_event, read_error, usage_chunk
 from gateway.counting.counters import INLINE_CHARS_MAX
 from gateway.errors import (
     BackendBusy,
@@ -42,7 +43,6 @@ from gateway.errors import (
 )
 from gateway.listener import Listener
 from gateway.metering import Metered, PromptCount, is_credible, meter
-from gateway.protocol import Answer, UpstreamUsage, error_event, read_error, usage_chunk
 from gateway.sse import DONE, EventSplitter, StreamBroken
 from tenants.principals import Principal
 

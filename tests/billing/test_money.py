@@ -22,7 +22,21 @@ def test_an_amount_is_read_exactly(text: str, micro: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ".5", "5.", "-1", "+1", "1e3", "1,000", "1_000", "NaN", "Infinity", "１２", "1 2", "1" * 16],
+    [
+        "",
+        ".5",
+        "5.",
+        "-1",
+        "+1",
+        "1e3",
+        "1,000",
+        "1_000",
+        "NaN",
+        "Infinity",
+        "１２",
+        "1 2",
+        "1" * 16,
+    ],
 )
 def test_what_is_no_plain_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a plain number"):

@@ -235,6 +235,7 @@ BAD_CHATS: dict[str, tuple[Json, str]] = {
     "stops": (question(user("x"), stop=["a"] * 5), "invalid_value"),
     "stream": (question(user("x"), stream="yes"), "invalid_value"),
     "tools": (question(user("x"), tools=[1] * 129), "invalid_value"),
+    "tool call": (question({"role": "assistant", "tool_calls": [{}]}), "invalid_value"),
     "http url": (question(user("x", "http://127.0.0.1/a.png")), "invalid_image_url"),
     "not a url": (question(user("x", "a.png")), "invalid_image_url"),
     "not base64": (question(user("x", "data:image/png,abc")), "invalid_base64_image"),

@@ -7,7 +7,7 @@ import pytest
 from django.core.management import CommandError
 from django.utils.timezone import now
 
-from gateway import catalog
+from gateway import catalog, console
 from gateway.models import Backend, Model
 from tenants.models import AuditEntry
 from tests import factories
@@ -60,7 +60,9 @@ def last_entry() -> int:
 def test_one_command_repoints_a_model_at_a_real_service(vlm: Model) -> None:
     before = last_entry()
 
-    out, err = run("backend", "add", "afs", "--url", f"{URL}/", "--credential-env=AFS_KEY", "--model", "vlm")
+    out, err = run(
+        "backend", "add", "afs", "--url", f"{URL}/", "--credential-env=AFS_KEY", "--model", "vlm"
+    )
 
     assert served("vlm") == [("afs", "vlm", SECRET)]
     assert Backend.objects.get(name="afs").base_url == URL
@@ -123,9 +125,17 @@ def test_a_credential_comes_from_a_file_or_standard_input(
     path.write_text(f"{SECRET}\n")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{SECRET}\n"))
 
-    run("backend", "add", "afs", "--url", URL, "--credential-file", "-" if source == "stdin" else str(path))
+    run(
+        "backend",
+        "add",
+        "afs",
+        "--url",
+        URL,
+        "--credential-file",
+        "-" if source == "stdin" else str(path),
+    )
 
-    assert stored_credential("afs") == SECRET
+    assert console.credential_of(Backend.objects.get(name="afs")) == SECRET
 
 
 def test_a_listing_has_no_credential_and_the_database_no_plain_one(vlm: Model) -> None:
@@ -140,11 +150,13 @@ def test_a_listing_has_no_credential_and_the_database_no_plain_one(vlm: Model) -
 def test_set_changes_what_is_given_and_nothing_else(vlm: Model) -> None:
     before = last_entry()
 
-    _, err = run("backend", "set", "local", "--url", URL, "--total-timeout-s", "900", "--kind", "openai")
+    _, err = run(
+        "backend", "set", "local", "--url", URL, "--total-timeout-s", "900", "--kind", "openai"
+    )
 
     row = row_of("backend", "local")
     assert (row["url"], row["total_timeout_s"], row["credential"]) == (URL, 900, "stored")
-    assert "changed total_timeout_s, url" in err.replace("url, total_timeout_s", "total_timeout_s, url")
+    assert "local: changed total_timeout_s, url." in err
     assert actions(before) == ["backend.change"]
 
 
@@ -255,7 +267,10 @@ def test_check_names_the_routes_that_the_backend_has_no_model_for(
     run("backend", "set", "local", "--url", fake_backend.url)
     fake_backend.script(offer("writer"))
 
-    assert "Not among them: reader, which the model vlm is routed to" in run("backend", "check", "local")[1]
+    assert (
+        "Not among them: reader, which the model vlm is routed to"
+        in run("backend", "check", "local")[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,15 +297,12 @@ def test_check_says_what_is_wrong(
         run("backend", "check", "local")
 
 
-def test_check_does_not_wait_for_ever(
-    vlm: Model, fake_backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.probe.TIMEOUT_S", 0.2)
+def test_check_does_not_wait_for_ever(vlm: Model, fake_backend: FakeBackend) -> None:
     run("backend", "set", "local", "--url", fake_backend.url)
     fake_backend.script([Hang()])
 
-    with pytest.raises(CommandError, match=r"did not answer within 0\.2 s"):
-        run("backend", "check", "local")
+    with pytest.raises(CommandError, match="did not answer within 1 s"):
+        run("backend", "check", "local", "--timeout-s", "1")
 
 
 def test_check_of_a_closed_port_says_that_it_cannot_be_reached(vlm: Model) -> None:
@@ -375,9 +387,3 @@ def test_a_listing_costs_the_same_number_of_queries_however_long(
 
     with django_assert_max_num_queries(4):
         assert len(run_json(noun, "list")) > 10
-
-
-def stored_credential(name: str) -> str:
-    from gateway.console import credential_of
-
-    return credential_of(Backend.objects.get(name=name))

@@ -68,6 +68,9 @@ class Command(NounCommand):
 
         checking = verbs.add_parser("check", help="ask a backend which models it offers")
         checking.add_argument("name", metavar="NAME")
+        checking.add_argument(
+            "--timeout-s", type=int, default=probe.TIMEOUT_S, help="(default: %(default)s)"
+        )
         checking.set_defaults(act=self.check_models)
 
     def add(self, **options: Any) -> None:
@@ -128,7 +131,11 @@ class Command(NounCommand):
     def check_models(self, **options: Any) -> None:
         backend = console.find_backend(options["name"])
         try:
-            offer = probe.models_offered(backend.base_url, console.credential_of(backend))
+            offer = probe.models_offered(
+                backend.base_url,
+                console.credential_of(backend),
+                timeout_s=max(1, options["timeout_s"]),
+            )
         except probe.ProbeFailed as failure:
             raise CommandError(f"{backend} at {backend.base_url}: {failure}") from failure
         self.tell(f"{backend} answered in {offer.took_ms} ms. Its models: {len(offer.models)}")
