@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import socket
 import stat
 import tempfile
@@ -47,7 +48,7 @@ def _is_private(directory: Path) -> bool:
 
 
 def _takes_sockets(directory: Path) -> bool:
-    trial = directory / f"{LONGEST_NAME}.{os.getpid()}"
+    trial = directory / f"{LONGEST_NAME}-{secrets.token_hex(3)}"  # others may be trying right now
     with socket.socket(socket.AF_UNIX) as endpoint:
         try:
             endpoint.bind(str(trial))

@@ -6,6 +6,7 @@ from django import forms
 from django.contrib import admin
 from django.db import transaction
 from django.http import HttpRequest
+from django.utils.functional import cached_property
 from django.utils.timezone import now
 
 from gateway import base_url
@@ -16,9 +17,7 @@ from tenants.models import AuditEntry
 
 
 class BackendForm(forms.ModelForm):  # type: ignore[type-arg]
-    # Named as the field that it fills, so that the record of changes names that one.
-    credential_encrypted = forms.CharField(
-        label="credential",
+    credential = forms.CharField(
         required=False,
         max_length=4096,
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
@@ -39,6 +38,12 @@ class BackendForm(forms.ModelForm):  # type: ignore[type-arg]
             "is_active",
         ]
 
+    @cached_property
+    def changed_data(self) -> list[str]:
+        """Return the changed fields of the row: the one that the credential fills, not its own."""
+        fields: list[str] = super().changed_data
+        return ["credential_encrypted" if name == "credential" else name for name in fields]
+
     def clean_base_url(self) -> str:
         return base_url.normalise(self.cleaned_data["base_url"])
 
@@ -57,7 +62,7 @@ class BackendAdmin(AuditedAdmin[Backend]):
     def save_model(
         self, request: HttpRequest, obj: Backend, form: "forms.ModelForm[Backend]", change: bool
     ) -> None:
-        secret = form.cleaned_data["credential_encrypted"]
+        secret = form.cleaned_data["credential"]
         if secret:
             obj.set_credential(secret)
         super().save_model(request, obj, form, change)
@@ -90,6 +95,9 @@ class ModelAdmin(AuditedAdmin[Model]):
     ]
     list_filter = ["is_active", "counter"]
     search_fields = ["name"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return ["name"] if obj else []  # its prices and its keys' permissions go by its name
 
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
         """Save the routes, and record each that was added, changed or removed."""

@@ -9,13 +9,13 @@ from django.core.validators import (
     MaxValueValidator,
     MinValueValidator,
     RegexValidator,
-    URLValidator,
 )
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
 from gateway import credentials
+from gateway.base_url import normalise
 from gateway.counting import counters
 
 MODEL_NAME = RegexValidator(
@@ -46,7 +46,7 @@ class Backend(models.Model):
     kind = models.CharField(max_length=16, choices=BackendKind, default=BackendKind.OPENAI)
     base_url = models.CharField(
         max_length=500,
-        validators=[URLValidator(schemes=["http", "https"])],
+        validators=[normalise],
         help_text="Up to and without /chat/completions, for example http://127.0.0.1:8001/v1",
     )
     credential_encrypted = models.BinaryField(default=b"", blank=True, editable=False)
@@ -118,6 +118,7 @@ class Model(models.Model):
                 condition=Q(tokens_out_default__gte=1, tokens_out_max__gte=F("tokens_out_default"))
                 & Q(context_tokens__gte=F("tokens_out_default")),
                 name="model_output_fits",
+                violation_error_message="tokens_out_default fits neither tokens_out_max nor the context.",
             )
         ]
 

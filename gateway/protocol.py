@@ -53,6 +53,10 @@ NUMBER_RANGES: Final = {
     "frequency_penalty": (-2.0, 2.0),
     "presence_penalty": (-2.0, 2.0),
 }
+SEED_MAX: Final = 2**63 - 1
+STOPS_MAX: Final = 4
+STOP_CHARS_MAX: Final = 1024
+LOGIT_BIASES_MAX: Final = 1024
 
 _object = msgspec.json.Decoder(RawObject)
 _objects = msgspec.json.Decoder(list[RawObject])
@@ -60,6 +64,7 @@ _string = msgspec.json.Decoder(str)
 _bool = msgspec.json.Decoder(bool)
 _integer = msgspec.json.Decoder(int)
 _number = msgspec.json.Decoder(float)
+_stops: msgspec.json.Decoder[str | list[str]] = msgspec.json.Decoder(str | list[str])
 NULL: Final = Raw(b"null")
 EMPTY_LIST: Final = Raw(b"[]")
 
@@ -144,14 +149,38 @@ def _top_level(body: bytes) -> RawObject:
     except msgspec.ValidationError:
         raise InvalidRequest("The body must be a JSON object.", code="invalid_type") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from None
+        raise _invalid_json() from None
     for name in fields:
         if name not in PASSED and name not in READ_HERE:
             _refuse(f"Unknown parameter: {name[:100]!r}.", name[:100], "unknown_parameter")
+    _check_text(fields, but="messages")
+    _check_passed(fields)
+    return fields
+
+
+def _check_passed(fields: RawObject) -> None:
+    """Refuse what no backend may be asked for, of the parameters that pass."""
     for name, (low, high) in NUMBER_RANGES.items():
         if name in fields:
             _ranged_number(fields, name, low, high)
-    return fields
+    _ranged_integer(fields, "seed", -SEED_MAX - 1, SEED_MAX)
+    stop = _optional(fields, "stop", _stops, "a string or a list of strings") or []
+    stops = [stop] if isinstance(stop, str) else stop
+    if len(stops) > STOPS_MAX or any(len(each) > STOP_CHARS_MAX for each in stops):
+        _refuse(f"stop takes {STOPS_MAX} texts of {STOP_CHARS_MAX} characters at most.", "stop")
+    biases = _optional(fields, "logit_bias", _object, "an object") or {}
+    if len(biases) > LOGIT_BIASES_MAX:
+        _refuse(f"logit_bias takes {LOGIT_BIASES_MAX} tokens at most.", "logit_bias")
+
+
+def _check_text(fields: dict[str, Any], *, but: str) -> None:
+    """Refuse what is not UTF-8 in pieces that pass: they are never decoded, so nobody else would notice."""
+    try:
+        for name, value in fields.items():
+            if name != but:
+                bytes(value).decode()
+    except UnicodeDecodeError:
+        raise _invalid_json() from None
 
 
 def _model(fields: RawObject) -> str:
@@ -198,6 +227,7 @@ class _Messages:
             _refuse(f"{param}.role must be one of {', '.join(sorted(ROLES))}.", f"{param}.role")
         if role == "tool" and "tool_call_id" not in message:
             _refuse("A message of role 'tool' needs tool_call_id.", f"{param}.role")
+        _check_text(message, but="content")
         calls = message.get("tool_calls")
         calls_json = None if calls is None or calls in (NULL, EMPTY_LIST) else bytes(calls).decode()
         written: dict[str, Any] = dict(message)
@@ -228,6 +258,7 @@ class _Messages:
         return tuple(self._part(part, f"{param}[{index}]") for index, part in enumerate(parts))
 
     def _part(self, part: dict[str, Any], param: str) -> Any:
+        _check_text(part, but="image_url")
         kind = _optional(part, "type", _string, "a string", param)
         if kind in {"text", "refusal"}:
             text = _optional(part, kind, _string, "a string", param)
@@ -249,6 +280,7 @@ class _Messages:
             image_url: RawObject = {"url": Raw(raw)}
         else:
             image_url = _decode(_object, raw, "an object with a url", f"{param}.image_url")
+        _check_text(image_url, but="url")
         url = bytes(image_url.get("url", NULL))
         if not url.startswith(b'"'):
             _refuse(
@@ -277,7 +309,9 @@ def _optional(
 def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | Raw, what: str, param: str) -> T:
     try:
         return decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UnicodeDecodeError:
+        raise _invalid_json() from None
+    except msgspec.DecodeError:
         _refuse(f"{param} must be {what}.", param, "invalid_type")
 
 
@@ -300,6 +334,10 @@ def _ranged_number(fields: RawObject, name: str, low: float, high: float) -> Non
         _refuse(f"{name} must be at least {low:g}.", name, "decimal_below_min_value")
     if value > high:
         _refuse(f"{name} must be at most {high:g}.", name, "decimal_above_max_value")
+
+
+def _invalid_json() -> InvalidRequest:
+    return InvalidRequest("The body is not valid JSON.", code="invalid_json")
 
 
 def _refuse(message: str, param: str, code: str = "invalid_value") -> NoReturn:

@@ -26,6 +26,8 @@ Row = dict[str, Any]
 class NounCommand(BaseCommand):
     """`manage.py NOUN VERB …`: a verb's parser names the method that does it."""
 
+    requires_system_checks = []  # they would double the time of every command
+
     def verbs(self, parser: CommandParser) -> "argparse._SubParsersAction[CommandParser]":
         return parser.add_subparsers(metavar="VERB", required=True)
 

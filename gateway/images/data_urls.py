@@ -92,11 +92,8 @@ def _may_be_pixels(media_type: str) -> bool:
 
 
 def _decoded_bytes(payload: memoryview) -> int:
-    """Return how many bytes the payload stands for, by its length and padding alone."""
-    if len(payload) % 4:
-        raise _invalid_base64()
-    ending = bytes(payload[-2:])
-    return len(payload) // 4 * 3 - ending.count(b"=")
+    """Return how many bytes the payload stands for, if it is what its length and padding say."""
+    return len(payload) // 4 * 3 - bytes(payload[-2:]).count(b"=")
 
 
 def _read_payload_header(payload: memoryview, body_bytes: int) -> ImageHeader:
@@ -109,7 +106,7 @@ def _read_payload_header(payload: memoryview, body_bytes: int) -> ImageHeader:
 
 
 def _check_base64(payload: memoryview, body_bytes: int) -> None:
-    """Raise unless all of it is base64 and the padding stands at its very end.
+    """Raise unless all of it is base64 and its padding stands at the very end, and nowhere else.
 
     Padding inside would shorten the slice that holds it, and so the sum.
     """

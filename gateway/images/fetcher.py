@@ -48,7 +48,6 @@ class Fetcher:
     ) -> None:
         """Resolve by the system and trust its certificate authorities, unless told otherwise."""
         self._limits = limits
-        self._slots = asyncio.Semaphore(limits.fetches_at_once_max)
         self._guard = AddressGuard(limits, resolve)
         self._session = _open_session(self._guard, limits, tls)
 
@@ -77,7 +76,7 @@ class Fetcher:
         # What is not UTF-8 becomes surrogates, and they are refused like all that is not plain.
         text = url if isinstance(url, str) else url.decode(errors="surrogateescape")
         try:
-            async with asyncio.timeout(self._limits.fetch_timeout_s), self._slots:
+            async with asyncio.timeout(self._limits.fetch_timeout_s):
                 body = await self._download(text)
         except TimeoutError as error:
             raise _failed("it took too long") from error
@@ -191,7 +190,7 @@ def _open_session(
         use_dns_cache=False,
         socket_factory=guard.make_socket,
         force_close=True,  # A kept connection would carry one organization's visit into another's.
-        limit=limits.fetches_at_once_max,
+        limit=limits.fetches_at_once_max,  # The next one waits here, within its own time.
         ssl=tls or True,
     )
     return aiohttp.ClientSession(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -14,6 +15,7 @@ import redis
 from demo.child import Cancelled, Child, StartFailed
 from demo.pidfile import PidFile, Taken
 from demo.postgres import PostgreSQL
+from demo.sockets import socket_directory
 from demo.valkey import Valkey
 
 ROOT = Path(__file__).parents[2]
@@ -216,3 +218,9 @@ def test_the_terminal_cannot_interrupt_a_child(tmp_path: Path) -> None:
     with Sleeper(tmp_path) as sleeper:
         assert sleeper.pid is not None
         assert os.getsid(sleeper.pid) == sleeper.pid != os.getsid(0)
+
+
+def test_those_who_look_at_once_for_a_place_for_sockets_find_the_same(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(socket_directory, [tmp_path] * 200))
+    assert found == {tmp_path / "run"}

@@ -16,6 +16,11 @@ MODELS = "/admin/gateway/model/"
 PRICES = "/admin/billing/price/"
 
 
+@pytest.fixture(autouse=True)
+def cheap_passwords(settings: Any) -> None:
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
 @pytest.fixture
 def vlm(db: None) -> Model:
     return factories.model(factories.backend("http://127.0.0.1:1/v1", name="local"), name="vlm")
@@ -25,13 +30,13 @@ def backend_form(**fields: Any) -> dict[str, Any]:
     return {
         "name": "afs",
         "kind": "openai",
-        "base_url": "https://afs.example.com/api/models/",
+        "base_url": "https://afs.example.com/api/models",
         "connect_timeout_s": 3,
         "first_byte_timeout_s": 120,
         "chunk_timeout_s": 60,
         "total_timeout_s": 600,
         "is_active": "on",
-        "credential_encrypted": "",
+        "credential": "",
     } | fields
 
 
@@ -81,11 +86,12 @@ def actions() -> list[str]:
 
 
 def test_a_backend_is_added_with_a_credential_that_is_never_shown(admin_client: Client) -> None:
-    admin_client.post(f"{BACKENDS}add/", backend_form(credential_encrypted="5ecret"))
+    url = "https://afs.example.com/api/models/"
+    admin_client.post(f"{BACKENDS}add/", backend_form(base_url=url, credential="5ecret"))
 
     backend = Backend.objects.get(name="afs")
     assert console.credential_of(backend) == "5ecret"
-    assert backend.base_url == "https://afs.example.com/api/models"
+    assert backend.base_url == url.rstrip("/")
     page = admin_client.get(f"{BACKENDS}{backend.pk}/change/").content.decode()
     assert "5ecret" not in page + str(AuditEntry.objects.values_list("detail", "subject"))
     assert actions() == ["backend.create"]
@@ -99,7 +105,7 @@ def test_an_empty_credential_keeps_the_stored_one(admin_client: Client, vlm: Mod
     backend.refresh_from_db()
     assert (backend.total_timeout_s, console.credential_of(backend)) == (900, "backend-credential")
 
-    admin_client.post(url, backend_form(total_timeout_s=900, credential_encrypted="another"))
+    admin_client.post(url, backend_form(total_timeout_s=900, credential="another"))
     backend.refresh_from_db()
     assert console.credential_of(backend) == "another"
     assert AuditEntry.objects.latest("id").detail == {"fields": ["credential_encrypted"]}
@@ -144,6 +150,15 @@ def test_a_change_of_a_model_is_recorded_by_its_fields(admin_client: Client, vlm
     vlm.refresh_from_db()
     assert vlm.images_max == 3
     assert actions() == ["model.change"]
+
+
+def test_a_model_keeps_its_name_which_its_prices_go_by(admin_client: Client, vlm: Model) -> None:
+    form = model_form(vlm, route_form(vlm.routes.get()), name="renamed", images_max=3)
+
+    admin_client.post(f"{MODELS}{vlm.pk}/change/", form)
+
+    vlm.refresh_from_db()
+    assert (vlm.name, vlm.images_max) == ("vlm", 3)
 
 
 def test_a_model_is_deleted_with_its_routes_and_all_are_recorded(

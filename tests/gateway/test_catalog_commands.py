@@ -216,7 +216,7 @@ def test_a_backend_is_removed_only_when_no_model_is_routed_to_it(vlm: Model) -> 
         ("model add new --counter nope", "invalid choice"),
         ("model add new", "--counter"),
         ("model add new --counter generic --context 0", "context_tokens"),
-        ("model add new --counter generic --out-default 9000", "model_output_fits"),
+        ("model add new --counter generic --out-default 9000", "fits neither"),
         ("model set vlm", "say what to change"),
         ("model set nope --context 1", "There is no model 'nope'. Known: "),
         ("model route vlm --backend nope", "There is no backend 'nope'"),
@@ -308,7 +308,7 @@ def test_check_does_not_wait_for_ever(vlm: Model, fake_backend: FakeBackend) -> 
 def test_check_of_a_closed_port_says_that_it_cannot_be_reached(vlm: Model) -> None:
     run("backend", "set", "local", "--url", f"http://127.0.0.1:{free_port()}/v1")
 
-    with pytest.raises(CommandError, match="cannot be reached: .*refused"):
+    with pytest.raises(CommandError, match=r"cannot be reached: .*refused"):
         run("backend", "check", "local")
 
 

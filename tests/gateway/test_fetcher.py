@@ -212,6 +212,7 @@ async def test_the_request_tells_nothing_about_us(
         lines = dict(line.lower().split(": ", 1) for line in request.split("\r\n")[1:] if line)
         assert set(lines) <= {"host", "accept", "accept-encoding", "user-agent", "connection"}
         assert lines["accept-encoding"] == "identity"
+        assert lines["connection"] == "close"
         assert lines["host"] == f"127.0.0.1:{site.port}"
     assert site.requests[0].startswith("GET /a?b=%2F HTTP/1.1\r\n")
     assert site.connections == 3
@@ -238,6 +239,16 @@ async def test_a_name_is_resolved_once_and_kept_in_the_host_header(
     assert names.asked == ["images.example"]
     assert dialled == ["127.0.0.1"]
     assert f"\r\nHost: images.example:{site.port}\r\n" in site.requests[0]
+
+
+async def test_a_later_fetch_asks_the_name_server_again(site: Site, dialled: list[str]) -> None:
+    async with Fetcher(DEMO, resolve=Names(["127.0.0.1"], ["10.0.0.1"])) as fetcher:
+        await fetcher.fetch(site.url(host="images.example"))
+
+        with pytest.raises(InvalidImage):
+            await fetcher.fetch(site.url(host="images.example"))
+
+    assert dialled == ["127.0.0.1"]
 
 
 async def test_the_system_resolves_names_by_itself(site: Site) -> None:

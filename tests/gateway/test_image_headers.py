@@ -215,10 +215,16 @@ def test_a_short_prefix_is_enough(
 
 
 @pytest.mark.parametrize("image_format", [ImageFormat.PNG, ImageFormat.JPEG, ImageFormat.WEBP])
-def test_a_file_shorter_than_its_own_lengths_is_refused(image_format: ImageFormat) -> None:
+def test_a_file_shorter_than_its_own_lengths_is_refused_by_its_head(
+    image_format: ImageFormat,
+) -> None:
     head = draw(image_format, 300, 200, exif=exif(40_000))[:1000]
 
-    assert refusal(head) == "image_parse_error"
+    assert refusal(head, file_bytes=30_000) == "image_parse_error"
+
+
+def test_a_png_that_is_cut_inside_its_data_is_refused() -> None:
+    assert refusal(draw(ImageFormat.PNG)[:-30]) == "image_parse_error"
 
 
 def test_a_jpeg_without_its_end_is_left_to_the_decoder() -> None:
@@ -321,11 +327,14 @@ def gif_image(left: int, top: int, width_px: int, height_px: int) -> bytes:
     return b"," + struct.pack("<HHHHB", left, top, width_px, height_px, 0) + b"\x02\x01\x00\x00"
 
 
-def test_a_damaged_ihdr_is_refused() -> None:
-    body = bytearray(png(9, 7))
-    body[19] ^= 1  # the width, and not its checksum
+def spoil(body: bytes, position: int, bits: int) -> bytes:
+    return body[:position] + bytes([body[position] ^ bits]) + body[position + 1 :]
 
-    assert refusal(bytes(body)) == "image_parse_error"
+
+def test_a_damaged_ihdr_is_refused() -> None:
+    body = spoil(png(9, 7), 19, 0x01)  # the width, and not its checksum
+
+    assert refusal(body) == "image_parse_error"
 
 
 def test_a_png_that_states_its_size_twice_is_refused_where_pillow_believes_the_second() -> None:
@@ -368,6 +377,12 @@ def test_a_frame_header_inside_a_metadata_block_is_not_the_frame() -> None:
     assert read(body) == ImageHeader(ImageFormat.JPEG, 90, 70) == read_by_pillow(body)
 
 
+def test_markers_without_a_length_are_skipped() -> None:
+    body = jpeg(b"\xff\x01\xff\xd0", frame(90, 70))
+
+    assert read(body) == ImageHeader(ImageFormat.JPEG, 90, 70)
+
+
 def test_fill_bytes_and_junk_between_jpeg_segments_are_skipped() -> None:
     body = jpeg(b"\xff\xff\xff", segment(0xFE, b"hello"), b"\x00\x00junk\xff\x00", frame(90, 70))
 
@@ -388,8 +403,10 @@ def test_fill_bytes_and_junk_between_jpeg_segments_are_skipped() -> None:
         png(9, 7, chunk(b"IEND", b"")),
         b"\x89PNG\r\n\x1a\n" + chunk(b"tEXt", b"x" * 13),
         b"RIFF\x16\x00\x00\x00WEBPICCP\x0a\x00\x00\x00" + bytes(10),
-        draw(ImageFormat.WEBP).replace(b"\x9d\x01\x2a", b"\x9d\x01\x2b"),
-        draw(ImageFormat.WEBP, lossless=True).replace(b"\x00\x2f", b"\x00\x2e", 1),
+        spoil(draw(ImageFormat.WEBP), 20, 0x01),  # not a key frame
+        spoil(draw(ImageFormat.WEBP), 25, 0x01),  # not the start code
+        spoil(draw(ImageFormat.WEBP, lossless=True), 20, 0x01),  # not the signature
+        spoil(draw(ImageFormat.WEBP, lossless=True), 24, 0x20),  # not version 0
     ],
 )
 def test_broken_headers_are_refused(body: bytes) -> None:

@@ -1,19 +1,18 @@
 """OpenAI's own Python client against the running door, under both of its base URLs."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import OpenAI
+from pydantic import BaseModel
 
 from tests.door import Door
 from tests.factories import Tenant
 from tests.fake_backend import (
     DONE,
     STREAM_HEAD,
-    USAGE,
     Hang,
     Reset,
     Send,
@@ -117,7 +116,7 @@ def test_the_clients_stream_helper_puts_the_answer_together(door: Door, client: 
         told = [each.delta for each in events if each.type == "content.delta"]
         whole = events.get_final_completion()
 
-    assert told == ["one", " two"]
+    assert "".join(told) == "one two"
     assert whole.choices[0].message.content == "one two"
     assert whole.usage is not None
     assert whole.usage.completion_tokens == 3
@@ -253,6 +252,20 @@ def test_a_backends_own_parameters_pass_as_extra_body(door: Door, ask: Ask) -> N
     assert body["response_format"] == {"type": "text"}
 
 
+def test_a_structured_answer_is_parsed_by_the_client(door: Door, client: OpenAI) -> None:
+    class Sign(BaseModel):
+        text: str
+
+    door.backend.script(answer('{"text": "出口 EXIT"}'))
+
+    completion = client.chat.completions.parse(
+        model=door.model.name, messages=HI, response_format=Sign
+    )
+
+    assert completion.choices[0].message.parsed == Sign(text="出口 EXIT")
+    assert door.backend.asked[0].body["response_format"]["json_schema"]["name"] == "Sign"
+
+
 def test_several_choices_are_answered(door: Door, ask: Ask) -> None:
     choices = [choice({"role": "assistant", "content": "one"}, index=index) for index in range(2)]
     door.backend.script(answer(choices=choices))
@@ -369,7 +382,7 @@ def test_a_backends_failure_raises_the_clients_own_error(
     assert raised.value.request_id
 
 
-def test_a_busy_backend_is_asked_again_when_it_says(door: Door, ask: Ask, client: OpenAI) -> None:
+def test_a_busy_backend_says_when_to_ask_again(door: Door, ask: Ask) -> None:
     door.backend.script(status(429, retry_after="7"))
 
     with pytest.raises(openai.RateLimitError) as raised:
@@ -414,102 +427,3 @@ def test_closing_a_stream_early_stops_the_backend_and_books_what_was_heard(
 
 def choice(message: dict[str, Any], *, index: int = 0, finish: str = "stop") -> dict[str, Any]:
     return {"index": index, "message": message, "finish_reason": finish}
-
-
-# ---------------------------------------------------------------- the asynchronous client
-
-
-@pytest.fixture
-def asynchronous(base_url: str, alice: Tenant) -> Callable[[], AsyncOpenAI]:
-    """Make a client inside the loop that is to use it."""
-    return lambda: AsyncOpenAI(api_key=alice.secret, base_url=base_url, max_retries=0, timeout=20)
-
-
-Asynchronous = Callable[[], AsyncOpenAI]
-
-
-def test_the_asynchronous_client_is_answered_many_times_at_once(
-    door: Door, asynchronous: Asynchronous
-) -> None:
-    door.backend.script(answer("one two three"))
-
-    async def ask_often() -> list[Any]:
-        async with asynchronous() as client:
-            create = client.chat.completions.create
-            return await asyncio.gather(
-                *(create(model=door.model.name, messages=HI) for _ in range(8))
-            )
-
-    ids = {completion._request_id for completion in asyncio.run(ask_often())}
-
-    assert len(ids) == 8
-    assert {door.record(id).tokens_out for id in ids} == {3}
-
-
-def test_the_asynchronous_client_streams(door: Door, asynchronous: Asynchronous) -> None:
-    door.backend.script(stream("一", "二", usage={**USAGE, "completion_tokens": 2}))
-
-    async def listen() -> list[Any]:
-        async with asynchronous() as client:
-            chunks = await client.chat.completions.create(
-                model=door.model.name,
-                messages=[question("?", data_url(200, 280))],  # type: ignore[list-item]
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-            return [chunk async for chunk in chunks]
-
-    *chunks, last = asyncio.run(listen())
-
-    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "一二"
-    assert last.usage.completion_tokens == 2
-    assert last.usage.prompt_tokens_details.image_tokens == 1601
-
-
-def test_the_asynchronous_client_lists_models(door: Door, asynchronous: Asynchronous) -> None:
-    async def names() -> list[str]:
-        async with asynchronous() as client:
-            return [model.id async for model in client.models.list()]
-
-    assert door.model.name in asyncio.run(names())
-
-
-def test_the_asynchronous_client_raises_its_own_errors(
-    door: Door, asynchronous: Asynchronous
-) -> None:
-    async def ask() -> None:
-        async with asynchronous() as client:
-            await client.chat.completions.create(model="gpt-nonexistent", messages=HI)
-
-    with pytest.raises(openai.NotFoundError) as raised:
-        asyncio.run(ask())
-
-    assert raised.value.code == "model_not_found"
-
-
-def test_a_cancelled_task_stops_the_backend_and_books_what_was_heard(
-    door: Door, asynchronous: Asynchronous
-) -> None:
-    door.backend.script([STREAM_HEAD, Send(delta("one two")), Hang()])
-    ids: list[str] = []
-
-    async def listen(heard: asyncio.Event) -> None:
-        async with asynchronous() as client:
-            chunks = await client.chat.completions.create(
-                model=door.model.name, messages=HI, stream=True
-            )
-            ids.append(chunks.response.headers["x-request-id"])
-            async for _ in chunks:
-                heard.set()
-
-    async def listen_and_leave() -> None:
-        heard = asyncio.Event()
-        task = asyncio.create_task(listen(heard))
-        await heard.wait()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(listen_and_leave())
-
-    assert door.backend.asked[0].closed_early.wait(5)
-    assert door.record(ids[0]).status == "client_closed"

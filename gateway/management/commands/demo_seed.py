@@ -74,6 +74,8 @@ class Command(NounCommand):
         "The admin's password comes from TESSERA_ADMIN_PASSWORD."
     )
 
+    requires_system_checks = []  # `migrate` has just made them; they take a second
+
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--backend-url", required=True, metavar="URL", help="the demo backend, without /v1"
