@@ -134,14 +134,15 @@ def venv_version() -> tuple[int, int] | None:
 def install(requirements: Path) -> None:
     """Install with uv, which is several times faster, or else with pip."""
     uv, pip = installers(requirements)
-    output = ""
     common = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(requirements)]
-    for command in (
-        uv and [*uv, "pip", "install", "--python", str(PYTHON), *common],
-        pip and [*pip, "install", "--retries", "2", "--timeout", "30", *common],
-    ):
-        if not command:
-            continue
+    attempts = []
+    if uv:
+        by_uv = [*uv, "pip", "install", "--python", str(PYTHON), *common]
+        attempts += [by_uv, [*by_uv, "--system-certs"]]  # uv brings its own, a company may not
+    if pip:
+        attempts.append([*pip, "install", "--retries", "2", "--timeout", "30", *common])
+    output = ""
+    for command in attempts:
         done = run(command)
         if done.returncode == 0:
             return

@@ -31,6 +31,10 @@ def validate_counter(name: str) -> None:
         )
 
 
+def validate_base_url(url: str) -> None:
+    normalise(url)
+
+
 class BackendKind(models.TextChoices):
     """What dialect the backend speaks beyond OpenAI's, so that it can be asked for running usage."""
 
@@ -46,7 +50,7 @@ class Backend(models.Model):
     kind = models.CharField(max_length=16, choices=BackendKind, default=BackendKind.OPENAI)
     base_url = models.CharField(
         max_length=500,
-        validators=[normalise],
+        validators=[validate_base_url],
         help_text="Up to and without /chat/completions, for example http://127.0.0.1:8001/v1",
     )
     credential_encrypted = models.BinaryField(default=b"", blank=True, editable=False)

@@ -3,7 +3,6 @@
 import django.core.validators
 import django.db.models.deletion
 import django.utils.timezone
-import gateway.base_url
 import gateway.models
 from django.db import migrations, models
 
@@ -22,7 +21,7 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('name', models.SlugField(max_length=64, unique=True)),
                 ('kind', models.CharField(choices=[('openai', 'OpenAI-compatible service'), ('vllm', 'vLLM'), ('llama_cpp', 'llama.cpp')], default='openai', max_length=16)),
-                ('base_url', models.CharField(help_text='Up to and without /chat/completions, for example http://127.0.0.1:8001/v1', max_length=500, validators=[gateway.base_url.normalise])),
+                ('base_url', models.CharField(help_text='Up to and without /chat/completions, for example http://127.0.0.1:8001/v1', max_length=500, validators=[gateway.models.validate_base_url])),
                 ('credential_encrypted', models.BinaryField(blank=True, default=b'')),
                 ('connect_timeout_s', models.PositiveIntegerField(default=3, validators=[django.core.validators.MinValueValidator(1)])),
                 ('first_byte_timeout_s', models.PositiveIntegerField(default=120, help_text='How long until the answer begins; without streaming that is the whole generation.', validators=[django.core.validators.MinValueValidator(1)])),

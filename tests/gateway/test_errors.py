@@ -385,7 +385,7 @@ def test_an_unknown_parameter_is_refused(chat: Chat, name: str) -> None:
 def test_tools_that_are_too_large_are_refused(chat: Chat) -> None:
     tool = {"type": "function", "function": {"name": "f", "description": "x" * 5_000_000}}
 
-    assert chat(tools=[tool]) == invalid("tools")
+    assert chat(tools=[tool]) == invalid("messages", "context_length_exceeded")
 
 
 # ---------------------------------------------------------------- messages
@@ -501,7 +501,7 @@ PNG = data_url(200, 280)
         (PNG.replace("image/png", "image/svg+xml"), "unsupported_image_media_type"),
         ("data:image/png;base64,", "empty_image_file"),
         ("data:image/png;base64,JVBERi0xLjcKJcOkw7zDtsOf", "unsupported_image_media_type"),
-        (PNG[:60], "image_parse_error"),
+        (PNG[: len("data:image/png;base64,") + 40], "image_parse_error"),
         ("file:///etc/passwd", "invalid_image_url"),
         ("http://169.254.169.254/latest/meta-data/", "invalid_image_url"),
         ("http://[::ffff:10.0.0.1]/x.png", "invalid_image_url"),
