@@ -18,7 +18,8 @@ endif
 ANEW := $(if $(filter file,$(origin PYTHON)),,--anew)
 ENVIRONMENT = $(if $(PYTHON),,$(error Tessera needs Python 3.11 or newer: make $(MAKECMDGOALS) \
 	PYTHON=/path/to/python3.12))$(PYTHON) demo/environment.py $(ANEW)
-PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+# By file: what a file's tests share may be a whole system that runs.
+PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 # mypy and makemigrations read the settings and open no connection.
 OFFLINE = TESSERA_DEBUG=1 TESSERA_SECRET_KEY=- TESSERA_KEY_PEPPER=- TESSERA_CREDENTIAL_KEYS=- \
 	DATABASE_URL=postgresql://nobody@127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1
@@ -66,11 +67,10 @@ lock:  ## compile the hashed requirements from pyproject.toml
 	printf '%s\n' $(TOOLS) $(COMPAT) | $(LOCK) - --constraint requirements-dev.txt \
 		--extra demo --extra dev --output-file tests/compat/requirements.txt
 
-compat:  ## run other people's clients against the gateway (Node's too, where npm is)
+compat:  ## run other people's clients against the gateway (ARGS="curl"; needs Node and npm)
 	@$(ENVIRONMENT) tests/compat/requirements.txt
-	@if test -f tests/compat/package-lock.json && command -v npm >/dev/null; then \
-		npm ci --prefix tests/compat --ignore-scripts --no-audit --no-fund; fi
-	@exec .venv/bin/python -m pytest tests/compat $(ARGS)
+	@.venv/bin/python -m pytest -q tests/compat
+	@exec .venv/bin/python -m tests.compat.run $(ARGS)
 
 bench:  ## measure the gateway's own cost per request and per streamed chunk
 	@$(ENVIRONMENT) requirements-dev.txt

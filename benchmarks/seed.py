@@ -1,23 +1,37 @@
-"""One organization with a key, and a priced model for each kind of work."""
+"""Migrate an empty database and lay out what the benchmark needs: a key, and priced models.
 
+Run by the stage as a process of its own: `python -m benchmarks.seed BACKEND_PORT` prints the key.
+"""
+
+import os
+import sys
 from datetime import UTC, datetime
 
-from benchmarks import work
-from benchmarks.backend import HOST
-from benchmarks.work import Work
-from billing.models import Price
-from gateway.models import Backend, Model, Route
-from tenants.models import ApiKey, Organization, Team
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
+
+import django
+
+django.setup()
+
+# Models can be imported only now.
+from django.core.management import call_command  # noqa: E402
+
+from benchmarks import work  # noqa: E402
+from benchmarks.backend import HOST  # noqa: E402
+from benchmarks.work import Work  # noqa: E402
+from billing.models import Price  # noqa: E402
+from gateway.models import Backend, Model, Route  # noqa: E402
+from tenants.models import ApiKey, Organization, Team  # noqa: E402
 
 CURRENCY = "TWD"
 SINCE = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def lay_out(backend_port: int) -> str:
-    """Fill an empty database, and return the key. Run by the stage in `manage.py shell`."""
+def main() -> None:
+    call_command("migrate", verbosity=0)
     for each in work.everything():
-        _add_model(each, f"http://{HOST}:{backend_port}/{each.model}")
-    return _new_key()
+        _add_model(each, f"http://{HOST}:{sys.argv[1]}/{each.model}")
+    print(_new_key())
 
 
 def _add_model(each: Work, base_url: str) -> None:
@@ -43,3 +57,7 @@ def _new_key() -> str:
     team = Team.objects.create(organization=organization, name="Bench", slug="bench")
     _, raw = ApiKey.mint(team=team, name="bench", by=None, at=datetime.now(UTC))
     return raw.secret
+
+
+if __name__ == "__main__":
+    main()

@@ -14,14 +14,15 @@ from pathlib import Path
 from benchmarks import work
 from benchmarks.backend import HOST, Backend, running
 from benchmarks.books import Books
-from demo.parts import Gateway, free_port, manage
+from demo.child import ROOT
+from demo.parts import Gateway, free_port
 from demo.postgres import PostgreSQL
 from demo.valkey import Valkey
 
 SERVERS = ("granian", "uvicorn")
 UVICORN = ("uvicorn==0.38.0", "httptools==0.7.1")  # to compare with; no dependency of the project
 PORT = 18_000  # or any other that is free
-INSTALL_S_MAX = 60
+SEED_S_MAX = INSTALL_S_MAX = 60
 # Nothing of the caller's own installation may reach the one that is measured.
 NOT_OURS = ("TESSERA_", "DATABASE_URL", "REDIS_URL")
 
@@ -62,9 +63,7 @@ def opened(server: str) -> Iterator[Stage]:
         valkey = stack.enter_context(Valkey(var))
         backend = stack.enter_context(running(work.everything()))
         environment = _environment(postgres.url, valkey.url)
-        manage(var, environment, "migrate")
-        seed = f"from benchmarks import seed; print(seed.lay_out({backend.port}))"
-        key = manage(var, environment, "shell", "--no-imports", "--command", seed).strip()
+        key = _seed(environment, backend)
         port = free_port(PORT)
         door = _gateway(server, var, environment, port)
         stack.enter_context(door)
@@ -83,6 +82,14 @@ def _environment(database_url: str, redis_url: str) -> dict[str, str]:
         "TESSERA_CREDENTIAL_KEYS": "YmVuY2htYXJrLWJlbmNobWFyay1iZW5jaG1hcmstISE=",
         "TESSERA_LOG_LEVEL": "WARNING",
     }
+
+
+def _seed(environment: dict[str, str], backend: Backend) -> str:
+    command = [sys.executable, "-m", "benchmarks.seed", str(backend.port)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, timeout=SEED_S_MAX
+    )
+    return done.stdout.decode().strip()
 
 
 def _gateway(server: str, var: Path, environment: dict[str, str], port: int) -> Gateway:

@@ -32,7 +32,9 @@ class Account:
             )
         except (OSError, subprocess.TimeoutExpired):
             return False
-        return done.returncode == 0
+        return (
+            done.returncode == 0 and not done.stderr
+        )  # PostgreSQL complains of its own path there
 
 
 def ordinary_account(program: Path, directory: Path) -> Account:
@@ -68,13 +70,17 @@ def _accounts_of_root() -> list[Account]:
         return []
     user, group = str(nobody.pw_uid), str(nobody.pw_gid)
     namespace = ("unshare", "--user", f"--map-user={user}", f"--map-group={group}", "--")
-    setpriv = ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups")
-    rights = ("--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override", "--")
+    setpriv = (
+        *("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups"),
+        *("--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"),
+        # Else access(2), by which PostgreSQL looks for its own binary, would not count the right.
+        *("--securebits=+no_setuid_fixup", "--"),
+    )
     accounts = []
     if shutil.which("unshare"):
         accounts.append(Account(namespace, 0, 0))
     if shutil.which("setpriv"):
-        accounts.append(Account((*setpriv, *rights), nobody.pw_uid, nobody.pw_gid))
+        accounts.append(Account(setpriv, nobody.pw_uid, nobody.pw_gid))
     return accounts
 
 

