@@ -5,11 +5,16 @@ backend at its far side. Rows that the gateway must see are committed, so each s
 organization; nothing is ever truncated, as the ledger would refuse.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.apps import apps
+from django.db import connection
 from django.test.utils import setup_databases, teardown_databases
+
+OUR_APPS = ("tenants", "billing", "gateway")
 
 pytest_plugins = ["tests.cast", "tests.door"]
 
@@ -31,3 +36,17 @@ def committed(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
     """Let the test write rows that other processes see. They stay: make your own organization."""
     with django_db_blocker.unblock():
         yield
+
+
+@pytest.fixture
+def empty_database(db: None) -> None:
+    """Hide the rows that other tests committed: they are deleted in this test's own transaction."""
+    ours = [app.get_models() for app in apps.get_app_configs() if app.name in OUR_APPS]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SET LOCAL session_replication_role = replica"
+        )  # no triggers, no foreign keys
+        for model in itertools.chain.from_iterable(ours):
+            if model.__name__ != "Revision":
+                cursor.execute(f'DELETE FROM "{model._meta.db_table}"')
+        cursor.execute("SET LOCAL session_replication_role = origin")

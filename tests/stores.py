@@ -1,6 +1,6 @@
 """A pytest plugin that starts PostgreSQL and Valkey for the tests before Django reads its settings.
 
-They run in a temporary directory, unless DATABASE_URL and REDIS_URL point elsewhere, and stop with pytest.
+They run in a temporary directory, unless TEST_DATABASE_URL and TEST_REDIS_URL are set, and stop with pytest.
 Loaded by `-p tests.stores` in pyproject.toml; hence run the tests as `python -m pytest`.
 """
 
@@ -20,12 +20,18 @@ SETTINGS = {
     "TESSERA_IMAGE_ALLOW_LOOPBACK": "1",
 }
 
+# Never DATABASE_URL itself: whoever runs the tests may have it set to something dear.
+GIVEN = {"TEST_DATABASE_URL": "DATABASE_URL", "TEST_REDIS_URL": "REDIS_URL"}
+
 _stores = ExitStack()
 
 
 def start() -> None:
     os.environ.update(SETTINGS)
-    if "PYTEST_XDIST_WORKER" in os.environ or {"DATABASE_URL", "REDIS_URL"} <= os.environ.keys():
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # its controller has started them
+    if GIVEN.keys() <= os.environ.keys():
+        os.environ.update({name: os.environ[given] for given, name in GIVEN.items()})
         return
     directory = Path(tempfile.mkdtemp(prefix="tessera-tests-"))
     _stores.callback(shutil.rmtree, directory, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Django REST framework's views, with an async dispatch that does no more than the data plane needs."""
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from django.http import HttpResponseBase
 from rest_framework.request import Request
@@ -22,6 +22,7 @@ class DataPlaneView(APIView):
     """An APIView whose handlers are coroutines. Parsing and content negotiation are the handlers' own."""
 
     authentication_classes = [KeyAuthentication]
+    http_method_names = ["get", "post"]
 
     async def dispatch(  # type: ignore[override]
         self, request: DataPlaneRequest, *args: Any, **kwargs: Any
@@ -31,7 +32,10 @@ class DataPlaneView(APIView):
             await resolve(request)
             self.request = self.initialize_request(request)
             self.initial(self.request)
-            handler = getattr(self, str(request.method).lower(), self.refuse_method)
+            method = str(request.method).lower()
+            handler = getattr(self, method, None) if method in self.http_method_names else None
+            if handler is None:
+                raise MethodNotAllowed("This method is not allowed here.")
             answer: HttpResponseBase = await handler(request, *args, **kwargs)
         except ClientLeft:
             return JSONAnswer(b"", status=CLIENT_CLOSED_REQUEST)
@@ -42,9 +46,6 @@ class DataPlaneView(APIView):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.perform_authentication(request)
         self.check_permissions(request)
-
-    async def refuse_method(self, request: DataPlaneRequest, *args: Any, **kwargs: Any) -> NoReturn:
-        raise MethodNotAllowed("This method is not allowed here.")
 
     @property
     def principal(self) -> "Principal":

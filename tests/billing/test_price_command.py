@@ -10,7 +10,7 @@ from tenants.models import AuditEntry
 from tests import factories
 from tests.console import run, run_json
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.usefixtures("empty_database")
 
 AMOUNTS = ("--currency=TWD", "--text-in=12.5", "--image-in=15", "--cached-in=6", "--out=40")
 

@@ -12,7 +12,7 @@ from tests import factories
 from tests.console import run, run_json
 from tests.factories import Tenant
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.usefixtures("empty_database")
 
 EVENING = datetime(2026, 5, 1, 18, 30, tzinfo=UTC)
 

@@ -15,6 +15,8 @@ BACKENDS = "/admin/gateway/backend/"
 MODELS = "/admin/gateway/model/"
 PRICES = "/admin/billing/price/"
 
+pytestmark = pytest.mark.usefixtures("empty_database")
+
 
 @pytest.fixture(autouse=True)
 def cheap_passwords(settings: Any) -> None:

@@ -15,7 +15,7 @@ from tests.console import run, run_json
 from tests.door import free_port
 from tests.fake_backend import FakeBackend, Hang, Send, head, status
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.usefixtures("empty_database")
 
 SECRET = "afs-5ecret"
 URL = "https://afs.example.com/api/models"

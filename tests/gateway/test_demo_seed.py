@@ -16,7 +16,7 @@ from tenants import keys
 from tenants.models import ApiKey, Organization, Team
 from tests.console import run
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.usefixtures("empty_database")
 
 SEEDS_MODEL = "llama3.2-ffm-11b-v-32k-chat"
 URL = "http://127.0.0.1:8100"

@@ -10,7 +10,7 @@ from tenants import keys
 from tenants.models import ApiKey, AuditEntry, Organization, Team
 from tests.tenants.conftest import Mint
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.usefixtures("empty_database")
 
 
 def run(*words: str) -> tuple[str, str]:
