@@ -5,7 +5,8 @@ FROM python:3.11-slim
 ARG REQUIREMENTS=requirements.txt
 
 ENV PYTHONUNBUFFERED=1 \
-    TESSERA_STATIC_ROOT=/srv/static
+    TESSERA_STATIC_ROOT=/srv/static \
+    TESSERA_SPOOL_DIR=/srv/spool
 
 WORKDIR /app
 COPY ${REQUIREMENTS} ./
@@ -14,7 +15,9 @@ RUN pip install --no-cache-dir --no-deps --only-binary :all: --require-hashes -r
 COPY . .
 RUN TESSERA_DEBUG=1 DATABASE_URL=postgresql:///build REDIS_URL=redis://build \
         python manage.py collectstatic --noinput --verbosity 0 \
-    && useradd --no-create-home --shell /usr/sbin/nologin tessera
+    && useradd --no-create-home --shell /usr/sbin/nologin tessera \
+    && install --directory --owner tessera --mode 700 /srv/spool
+VOLUME /srv/spool
 
 USER tessera
 EXPOSE 8000

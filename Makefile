@@ -27,7 +27,7 @@ LOCK = .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11
 	--generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help up down manage test check lock compat bench
+.PHONY: help up down manage test faults check lock compat bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,10 @@ manage:  ## run a management command on what is up: make manage ARGS="usage"
 test:  ## run the tests against a PostgreSQL and a Valkey of their own (ARGS="-k tiles")
 	@$(ENVIRONMENT) requirements-dev.txt
 	@exec $(PYTEST) $(ARGS)
+
+faults:  ## kill everything at random for four minutes, then check the books (SEED=7 ARGS="--seconds 60")
+	@$(ENVIRONMENT) requirements-dev.txt
+	@exec .venv/bin/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check:  ## what CI runs: format, lint, types, migrations, house rules, tests
 	@$(ENVIRONMENT) requirements-dev.txt

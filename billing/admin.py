@@ -1,4 +1,4 @@
-"""Prices, holds and usage records in Django's admin. Nothing that is booked can be edited here."""
+"""Prices, budgets, holds and usage records in Django's admin. Nothing that is booked can be edited here."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -8,10 +8,14 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.widgets import AdminSplitDateTime
 from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.timezone import now
 
 from billing import prices
+from billing.alerts import Alert, AlertChannel, AlertDelivery
+from billing.budgets import Budget, BudgetWindow, parse_limit
 from billing.models import Hold, Price, UsageRecord
 from billing.money import format_micro, format_pico
 from billing.worked_example import KINDS
@@ -96,16 +100,116 @@ class PriceAdmin(AuditedAdmin[Price]):
             self.message_user(request, f"Look again: {doubt}", messages.WARNING)
 
 
-class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
+class LimitField(forms.CharField):
+    """A limit of a budget: typed in currency units, kept in micro-units; empty for none."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(required=False, empty_value=None, **kwargs)
+
+    def prepare_value(self, value: Any) -> Any:
+        return format_micro(value) if isinstance(value, int) else value
+
+    def to_python(self, value: Any) -> Any:
+        text = super().to_python(value)
+        try:
+            return None if text is None else parse_limit(text)
+        except ValueError as error:
+            raise ValidationError(str(error)) from error
+
+    def run_validators(self, value: Any) -> None:
+        """The model validates what is stored; the validators of text do not fit a number."""
+
+
+class BudgetForm(forms.ModelForm):  # type: ignore[type-arg]
+    limit_micro = LimitField(
+        label="limit in money", help_text="In units of the organization's currency, such as 1000."
+    )
+    hold_micro_max = LimitField(
+        label="most money in one hold",
+        help_text="So that a few requests do not starve the rest. What a request costs beyond it "
+        "may pass the limit, and shows as overage.",
+    )
+
+
+class BudgetWindowInline(admin.TabularInline):  # type: ignore[type-arg]
+    model = BudgetWindow
+    verbose_name_plural = "windows, the latest first"
+    fields = [
+        *("starts_at", "ends_at", "spent", "held", "left"),
+        *("spent_tokens", "held_tokens", "left_tokens", "alerted_percent"),
+    ]
+    readonly_fields = fields  # type: ignore[assignment]
+    ordering = ["-starts_at"]
+    extra = 0
+    can_delete = False
+
+    @admin.display(description="spent")
+    def spent(self, window: BudgetWindow) -> str:
+        return _in_currency(window, int(window.spent_pico))
+
+    @admin.display(description="held")
+    def held(self, window: BudgetWindow) -> str:
+        return _in_currency(window, int(window.held_pico))
+
+    @admin.display(description="left")
+    def left(self, window: BudgetWindow) -> str | None:
+        left = window.left_pico
+        return None if left is None else _in_currency(window, left)
+
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+
+def _in_currency(window: BudgetWindow, pico: int) -> str:
+    return f"{window.budget.organization.currency} {format_pico(pico)}"
+
+
+@admin.register(Budget)
+class BudgetAdmin(AuditedAdmin[Budget]):
+    """A budget keeps its owner and its period; it is switched off, never deleted, as its windows are history."""
+
+    form = BudgetForm
+    inlines = [BudgetWindowInline]
+    list_display = ["__str__", "level", "period", "limit", "limit_tokens", "is_active"]
+    list_select_related = ["organization", "team__organization", "key"]
+    list_filter = ["is_active", "period"]
+    search_fields = ["name", "organization__slug", "team__slug", "key__public_id"]
+    raw_id_fields = ["organization", "team", "key"]
+    fields = [
+        *("organization", "team", "key", "period", "name"),
+        *("limit_micro", "limit_tokens", "hold_micro_max", "hold_tokens_max"),
+        *("alert_percents", "is_active"),
+    ]
+
+    @admin.display(description="limit", ordering="limit_micro")
+    def limit(self, budget: Budget) -> str | None:
+        if budget.limit_micro is None:
+            return None
+        return f"{budget.organization.currency} {format_micro(budget.limit_micro)}"
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Budget | None = None) -> Any:
+        return ["organization", "team", "key", "period"] if obj else []
+
+    def has_delete_permission(self, request: HttpRequest, obj: Budget | None = None) -> bool:
+        return False
+
+    def save_model(
+        self, request: HttpRequest, obj: Budget, form: "forms.ModelForm[Budget]", change: bool
+    ) -> None:
+        """Save it, and record a change with what was before."""
+        if not change:
+            super().save_model(request, obj, form, change)
+            return
+        assert request.user.is_authenticated, "the admin has let a person in"
+        values = {name: form.cleaned_data[name] for name in form.changed_data}
+        Budget.objects.get(pk=obj.pk).change(by=request.user, at=now(), **values)
+
+
+class Unchangeable(admin.ModelAdmin):  # type: ignore[type-arg]
     """Rows that are written elsewhere."""
-
-    readonly_fields = ["amount"]
-    list_select_related = ["organization", "team", "price"]
-    show_full_result_count = False
-
-    @admin.display(description="amount", ordering="amount_pico")
-    def amount(self, booking: Hold | UsageRecord) -> str:
-        return f"{booking.price.currency} {format_pico(booking.amount_pico)}"
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -117,13 +221,25 @@ class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
 
+class BookingAdmin(Unchangeable):
+    """Bookings, with their amount in units of the currency."""
+
+    readonly_fields = ["amount"]
+    list_select_related = ["organization", "team", "price"]
+    show_full_result_count = False
+
+    @admin.display(description="amount", ordering="amount_pico")
+    def amount(self, booking: Hold | UsageRecord) -> str:
+        return f"{booking.price.currency} {format_pico(booking.amount_pico)}"
+
+
 @admin.register(Hold)
-class HoldAdmin(ReadOnly):
+class HoldAdmin(BookingAdmin):
     list_display = ["request_id", "organization", "team", "model_name", "amount", "expires_at"]
 
 
 @admin.register(UsageRecord)
-class UsageRecordAdmin(ReadOnly):
+class UsageRecordAdmin(BookingAdmin):
     list_display = [
         "request_id",
         "recorded_at",
@@ -140,3 +256,74 @@ class UsageRecordAdmin(ReadOnly):
     ]
     list_filter = ["status", "usage_source"]
     search_fields = ["request_id", "upstream_id"]
+
+
+@admin.register(AlertChannel)
+class AlertChannelAdmin(AuditedAdmin[AlertChannel]):
+    """Where an organization is told. The webhook's secret is shown once, when it is made."""
+
+    list_display = ["organization", "has_webhook", "emails"]
+    list_select_related = ["organization"]
+    search_fields = ["organization__slug"]
+    raw_id_fields = ["organization"]
+    actions = ["renew_secret"]
+
+    @admin.display(description="webhook", boolean=True)
+    def has_webhook(self, channel: AlertChannel) -> bool:
+        return bool(channel.webhook_url)
+
+    def get_readonly_fields(
+        self, request: HttpRequest, obj: AlertChannel | None = None
+    ) -> list[str]:
+        return ["organization"] if obj else []
+
+    def save_model(
+        self,
+        request: HttpRequest,
+        obj: AlertChannel,
+        form: "forms.ModelForm[AlertChannel]",
+        change: bool,
+    ) -> None:
+        super().save_model(request, obj, form, change)
+        if obj.lacks_secret:
+            self._renew(request, obj)
+
+    @admin.action(description="Replace the webhook's secret", permissions=["change"])
+    def renew_secret(self, request: HttpRequest, queryset: QuerySet[AlertChannel]) -> None:
+        for channel in queryset.exclude(webhook_url="").select_related("organization"):
+            self._renew(request, channel)
+
+    def _renew(self, request: HttpRequest, channel: AlertChannel) -> None:
+        secret = channel.renew_secret()
+        fields = ["webhook_secret_encrypted"]
+        with transaction.atomic():
+            channel.save(update_fields=fields)
+            self.audit(request, "change", channel, detail={"fields": fields})
+        self.message_user(
+            request,
+            f"Copy the webhook secret of {channel.organization} now, it is not shown again: {secret}",
+            messages.WARNING,
+        )
+
+
+class AlertDeliveryInline(admin.TabularInline):  # type: ignore[type-arg]
+    model = AlertDelivery
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+
+@admin.register(Alert)
+class AlertAdmin(Unchangeable):
+    list_display = ["raised_at", "organization", "kind", "threshold_percent", "budget"]
+    list_select_related = [
+        *("organization", "budget__organization", "budget__team__organization", "budget__key")
+    ]
+    list_filter = ["kind"]
+    inlines = [AlertDeliveryInline]
+    show_full_result_count = False

@@ -1,17 +1,53 @@
 """The ledger: what was booked, read and tended from the control plane."""
 
-from django.db import connection
+import json
+from datetime import datetime
+from uuid import UUID
 
-EXPIRE_ROWS_MAX = 1000
+from django.conf import settings
+from django.db import connection, transaction
+
+from billing.holds import SETTLE
+from billing.models import Hold
+from tenants.models import Actor, AuditEntry
+
+REAP_ROWS_MAX = 1000
 
 
-def expire_holds() -> int:
-    """Settle holds past their expiry as `estimated`, prompt and images only. Returns how many there were.
+def reap() -> int:
+    """Settle the holds of dead processes as `estimated`, by the policy of their organizations. Returns how many.
 
-    Safe to run many times at once: each hold is claimed by its deletion.
+    A process is dead when it has not been heard of for REAP_AFTER_S. Safe to run many times at once: each hold
+    is claimed by its deletion. A process that was only silent settles later with the truth, as an adjustment.
     """
     with connection.cursor() as cursor:
-        cursor.execute("SELECT billing_expire_holds(%s)", [EXPIRE_ROWS_MAX])
+        cursor.execute(
+            "SELECT billing_reap(make_interval(secs => %s), %s)",
+            [settings.REAP_AFTER_S, REAP_ROWS_MAX],
+        )
         row = cursor.fetchone()
     assert row is not None
     return int(row[0])
+
+
+def release(request_id: UUID, *, by: Actor, at: datetime) -> Hold | None:
+    """Give an open hold back before its time, and record who did it. None if it is not open any more.
+
+    It ends as a void does, through the function that books. Its request is not stopped: if it still runs, what
+    it used is billed when it ends, and may pass a budget.
+    """
+    with transaction.atomic():
+        # Locked first: a void that came after the reaper would take back what that one has billed.
+        hold = Hold.objects.select_for_update().filter(pk=request_id).first()
+        if hold is None:
+            return None
+        detail = {
+            "amount_pico": hold.amount_pico,
+            "tokens": hold.tokens_held,
+            "model": hold.model_name,
+        }
+        AuditEntry.record("hold.release", hold, by=by, at=at, detail=detail)
+        void = [{"request_id": str(request_id), "status": "void"}]
+        with connection.cursor() as cursor:
+            cursor.execute(SETTLE, [json.dumps(void)])
+    return hold

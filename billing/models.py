@@ -9,11 +9,29 @@ from typing import Any
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from billing.alerts import Alert, AlertChannel, AlertDelivery
+from billing.budgets import Budget, BudgetWindow, Period
+from billing.idempotency import IdempotentRequest
 from tenants.models import ApiKey, Organization, Team
+
+__all__ = [
+    "Alert",
+    "AlertChannel",
+    "AlertDelivery",
+    "Budget",
+    "BudgetWindow",
+    "GatewayProcess",
+    "Hold",
+    "IdempotentRequest",
+    "Period",
+    "Price",
+    "Reconciliation",
+    "UsageRecord",
+]
 
 MICRO_MAX = 10**12  # a million currency units per million tokens: beyond any price, within 64 bits
 
@@ -98,12 +116,26 @@ class Booking(models.Model):
 
 
 class Hold(Booking):
-    """Money set aside for a request that runs: its worst case. Gone when it is settled, voided or expired."""
+    """Money set aside for a request that runs: its worst case. Gone when it is settled, voided or expired.
+
+    `window_ids`, `window_pico` and `window_tokens` run side by side: what was taken from each budget's window.
+    """
 
     tokens_out_max = models.BigIntegerField()
+    tokens_held = models.BigIntegerField(
+        db_default=0, help_text="The worst case in tokens, input included."
+    )
     amount_pico = models.BigIntegerField(help_text="The worst case, in pico-units of the currency.")
     canvases = ArrayField(models.CharField(max_length=40), default=list)
     streamed = models.BooleanField()
+    process_id = models.UUIDField(
+        null=True, db_index=True, help_text="The gateway process that runs it."
+    )
+    window_ids = ArrayField(models.BigIntegerField(), default=list)
+    window_pico = ArrayField(models.BigIntegerField(), default=list)
+    window_tokens = ArrayField(models.BigIntegerField(), default=list)
+    idempotency_key = models.CharField(max_length=255, null=True)  # noqa: DJ001 - absent is not empty
+    body_sha256 = models.CharField(max_length=64, null=True)  # noqa: DJ001
     held_at = models.DateTimeField(db_default=Now())
     expires_at = models.DateTimeField(db_index=True)
 
@@ -126,6 +158,7 @@ class Hold(Booking):
 
 class UsageStatus(models.TextChoices):
     OK = "ok", "completed"
+    CUT = "cut", "ran past max_tokens and was cut"
     CLIENT_CLOSED = "client_closed", "the client left early"
     BACKEND_ERROR = "backend_error", "the backend broke off"
     TIMEOUT = "timeout", "cut off at a deadline"
@@ -138,9 +171,20 @@ class UsageSource(models.TextChoices):
     ESTIMATED = "estimated", "estimated"
 
 
-class UsageRecord(Booking):
-    """One request in the ledger: what was used and what it costs. Written once, never changed, never any content."""
+class UsageKind(models.TextChoices):
+    USAGE = "usage", "one request"
+    ADJUSTMENT = "adjustment", "the difference to what had been estimated"
 
+
+class UsageRecord(Booking):
+    """One row of the ledger: what was used and what it costs. Written once, never changed, never any content.
+
+    A request has one row of kind `usage`. If that was an estimate and the truth came later, a row of kind
+    `adjustment` holds the difference, which may be negative.
+    """
+
+    kind = models.CharField(max_length=16, choices=UsageKind, db_default=UsageKind.USAGE)
+    adjusts_id = models.UUIDField(null=True, help_text="The request whose estimate this corrects.")
     tokens_in_cached = models.BigIntegerField(
         help_text="Billed at the cached price; in no other kind."
     )
@@ -150,6 +194,12 @@ class UsageRecord(Booking):
     status = models.CharField(max_length=16, choices=UsageStatus)
     usage_source = models.CharField(
         max_length=16, choices=UsageSource, help_text="Where the billed output tokens come from."
+    )
+    policy = models.CharField(
+        max_length=16,
+        blank=True,
+        db_default="",
+        help_text="The organization's rule for an answer that did not complete.",
     )
     counted_prompt = models.BigIntegerField(help_text="Prompt tokens by our counter.")
     counted_out = models.BigIntegerField(
@@ -167,6 +217,14 @@ class UsageRecord(Booking):
         help_text="One entry an image: format, size and canvas, such as jpeg 840x1400 2x2.",
     )
     streamed = models.BooleanField()
+    window_ids = ArrayField(
+        models.BigIntegerField(),
+        default=list,
+        help_text="The budgets' windows that this was spent in.",
+    )
+    held_at = models.DateTimeField(
+        db_default=Now(), help_text="When its hold was made, by the database's clock."
+    )
     first_byte_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField()
     recorded_at = models.DateTimeField(db_default=Now(), help_text="By the database's clock.")
@@ -176,6 +234,11 @@ class UsageRecord(Booking):
         indexes = [
             models.Index(fields=["organization", "recorded_at"], name="usage_by_organization"),
             models.Index(fields=["key", "recorded_at"], name="usage_by_key"),
+            models.Index(
+                fields=["recorded_at"],
+                condition=Q(kind=UsageKind.USAGE, amount_pico__gt=F("held_pico")),
+                name="usage_over_its_hold",
+            ),
         ]
         constraints = [
             models.CheckConstraint(
@@ -185,7 +248,10 @@ class UsageRecord(Booking):
                     tokens_in_image__gte=0,
                     tokens_in_cached__gte=0,
                     tokens_out__gte=0,
-                ),
+                    adjusts_id__isnull=True,
+                    kind=UsageKind.USAGE,
+                )
+                | Q(adjusts_id__isnull=False, kind=UsageKind.ADJUSTMENT),
                 name="usage_is_not_negative",
             ),
             models.CheckConstraint(
@@ -201,3 +267,39 @@ class UsageRecord(Booking):
     def overage_pico(self) -> int:
         """Return by how much the amount passed what was held."""
         return max(0, self.amount_pico - self.held_pico)
+
+
+class GatewayProcess(models.Model):
+    """A gateway process, and when it was last heard of. Holds of a process that fell silent are reaped."""
+
+    id = models.UUIDField(primary_key=True)
+    host = models.CharField(max_length=200)
+    started_at = models.DateTimeField(db_default=Now())
+    beat_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "billing_process"
+
+    def __str__(self) -> str:
+        return f"{self.host} {self.id}"
+
+
+class Reconciliation(models.Model):
+    """One run of the reconciliation: what it found and did. Append-only; drift is zero, or something is wrong."""
+
+    at = models.DateTimeField(db_default=Now())
+    drift_pico = models.DecimalField(
+        max_digits=40,
+        decimal_places=0,
+        help_text="How far all budget windows together are off, in pico-units, before any correction.",
+    )
+    drift_tokens = models.BigIntegerField()
+    drained = models.BigIntegerField(help_text="Rows booked from the spools of dead processes.")
+    reaped = models.BigIntegerField(help_text="Holds of dead processes that were settled.")
+    details = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"reconciliation of {self.at:%Y-%m-%d %H:%M:%S}"

@@ -36,20 +36,28 @@ class Tokens:
     def __post_init__(self) -> None:
         assert min(self.text_in, self.image_in, self.cached_in, self.out) >= 0
 
+    @property
+    def total(self) -> int:
+        return self.text_in + self.image_in + self.cached_in + self.out
 
-def amount_pico(rates: Rates, tokens: Tokens) -> int:
+
+def amount_pico(rates: Rates, tokens: Tokens, *, share: str = "delivered") -> int:
     """Return what the tokens cost, in pico-units of the price's currency.
+
+    `share` is how much of them is billed: "delivered" (all), "prompt" (no output), "nothing".
 
     >>> from datetime import UTC, datetime
     >>> rates = Rates(1, "TWD", 10_000_000, 12_000_000, 5_000_000, 30_000_000, 0, datetime.now(UTC))
     >>> amount_pico(rates, Tokens(text_in=20, image_in=6404, cached_in=0, out=52))
     78608000000
     """
+    if share == "nothing":
+        return 0
     return (
         tokens.text_in * rates.text_in_micro
         + tokens.image_in * rates.image_in_micro
         + tokens.cached_in * rates.cached_in_micro
-        + tokens.out * rates.out_micro
+        + (tokens.out * rates.out_micro if share == "delivered" else 0)
         + rates.request_micro * PICO_PER_MICRO
     )
 

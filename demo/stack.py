@@ -102,6 +102,7 @@ class Stack:
             **{name: url for name, url in urls.items() if url},
             "TESSERA_IMAGE_ALLOW_LOOPBACK": "1",  # the demo's own image is on loopback
             "TESSERA_STATIC_ROOT": str(self.var / "static"),
+            "TESSERA_SPOOL_DIR": str(self.var / "spool"),
         }
         chosen = {name: os.environ.get(name) or value for name, value in ours.items()}
         envfile.write(self.var / "tessera.env", chosen)

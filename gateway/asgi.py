@@ -1,10 +1,13 @@
 """The ASGI application: the data plane under its prefixes, stock Django for everything else."""
 
+import asyncio
 import logging
 import os
+import signal
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
 
+from django.conf import settings
 from django.core.asgi import get_asgi_application
 
 control_plane = get_asgi_application()
@@ -17,6 +20,9 @@ from gateway.plane import DataPlane  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
+LAST_WRITES_S = (
+    3  # what a client that reads needs to be told the end, and the server to see it gone
+)
 DATA_PLANE_PATHS = ("/healthz", *(f"/{prefix}" for prefix in PREFIXES))
 
 
@@ -26,6 +32,7 @@ class Application:
     def __init__(self) -> None:
         self._plane: DataPlane | None = None
         self._handler: DataPlaneHandler | None = None
+        self._leaving: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,10 +53,33 @@ class Application:
             logger.exception("the door cannot open")
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
+        self._watch_for_sigterm(self._plane)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._plane.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+    def _watch_for_sigterm(self, plane: DataPlane) -> None:
+        """Begin to close at the signal, and hand it on to the server as SIGINT, which means the same to it.
+
+        Granian stops to accept at the signal and then waits for every open connection, however long that takes,
+        before it says lifespan.shutdown: a stream without end would never be cut off, but killed with its hold.
+        """
+
+        def begin() -> None:
+            plane.close_soon()
+            self._leaving = asyncio.create_task(_leave_anyway(plane), name="leave")
+            os.kill(os.getpid(), signal.SIGINT)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, begin)
+
+
+async def _leave_anyway(plane: DataPlane) -> None:
+    """End the process in good order although the server still waits, for a client that does not read."""
+    await asyncio.sleep(settings.SHUTDOWN_TIMEOUT_S + LAST_WRITES_S)
+    await plane.stop()
+    logger.warning("connections that nobody reads from are dropped")
+    os._exit(0)
 
 
 def is_data_plane(path: str) -> bool:

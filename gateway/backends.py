@@ -6,16 +6,36 @@ slots when a send is cancelled (ADR 0003). Nothing of the client's request reach
 """
 
 import asyncio
-import io
 from uuid import UUID
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
 
 from gateway.catalog import BackendEntry
 
-BODY_BYTES_AT_ONCE = (
-    2**20
-)  # a longer body is written in pieces, between which other requests get their turn
+# A longer body is written in pieces, between which other requests get their turn.
+BODY_BYTES_AT_ONCE = 2**18
+
+
+class RequestBody(Payload):
+    """The body of one request, and whether any of it went out: before that, nothing was used."""
+
+    _autoclose = True
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body, content_type="application/json")
+        self._body = memoryview(body)
+        self._size = len(body)
+        self.is_sent = False
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return bytes(self._body).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        self.is_sent = True
+        for start in range(0, len(self._body), BODY_BYTES_AT_ONCE):
+            await writer.write(self._body[start : start + BODY_BYTES_AT_ONCE])
 
 
 class Lane:
@@ -39,7 +59,7 @@ class Lane:
         )
 
     async def post_chat(
-        self, body: bytes, *, request_id: UUID, stream: bool
+        self, body: RequestBody, *, request_id: UUID, stream: bool
     ) -> aiohttp.ClientResponse:
         """Send the request; return when the answer's head is here. The caller closes the response.
 
@@ -47,7 +67,7 @@ class Lane:
         """
         return await self._session.post(
             self._url,
-            data=body if len(body) < BODY_BYTES_AT_ONCE else io.BytesIO(body),
+            data=body,
             headers={
                 "accept": "text/event-stream" if stream else "application/json",
                 "x-request-id": str(request_id),

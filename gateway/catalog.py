@@ -8,12 +8,11 @@ from datetime import datetime
 
 from billing.models import Price
 from billing.rating import Rates
-from gateway import credentials
 from gateway.counting import counters
 from gateway.counting.counters import Counter
 from gateway.errors import Forbidden, GatewayError, NotFound
 from gateway.models import Backend, Model, Route
-from tenants import revisions
+from tenants import credentials, revisions
 from tenants.principals import Principal
 
 REVISION = "catalog"

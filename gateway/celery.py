@@ -3,6 +3,7 @@
 import os
 
 from celery import Celery
+from celery.signals import worker_ready
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
 
@@ -10,5 +11,17 @@ app = Celery("tessera")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["billing"])
 app.conf.beat_schedule = {
-    "expire-holds": {"task": "billing.tasks.expire_holds", "schedule": 30.0},
+    "purge-idempotent-requests": {
+        "task": "billing.tasks.purge_idempotent_requests",
+        "schedule": 600.0,
+    },
+    "reap-holds": {"task": "billing.tasks.reap_holds", "schedule": 10.0},
+    "reconcile": {"task": "billing.tasks.reconcile", "schedule": 600.0},
+    "raise-alerts": {"task": "billing.tasks.raise_alerts", "schedule": 15.0},
 }
+
+
+@worker_ready.connect
+def reconcile_at_start(**_: object) -> None:
+    """What a crash left behind is put right as soon as someone is there to do it."""
+    app.send_task("billing.tasks.reconcile")

@@ -17,9 +17,8 @@ from django.core.management.base import CommandError
 from django.db import models, transaction
 from django.utils.timezone import now
 
-from gateway import credentials
 from gateway.models import Backend, Model, Route
-from tenants import console
+from tenants import console, credentials
 from tenants.models import AuditEntry
 
 CREDENTIAL_CHARS_MAX = 4096

@@ -9,6 +9,9 @@ Every way in which the door says no. Raised where it is known, translated once (
   x NotFound                 404
   x MethodNotAllowed         405
   x RequestTimeout           408
+  x IdempotencyConflict      409
+  x RateLimited              429   a limit is reached; `retry-after` says when there is room again
+  x InsufficientQuota        429   a budget is spent; coming back does not help until it resets
   x TooLarge                 413
   x UnsupportedMediaType     415
   x BackendRefused           4xx   what the backend said to this request
@@ -17,6 +20,7 @@ Every way in which the door says no. Raised where it is known, translated once (
       - BackendRateLimited   429
     + BackendTimeout         504
   x MeteringUnavailable      503   money cannot be counted now, so nothing is served
+  x ShuttingDown             503   this process stops; another one will take the request
 """
 
 from typing import Any, ClassVar
@@ -94,6 +98,30 @@ class RequestTimeout(GatewayError):
     default_code = "request_timeout"
 
 
+class IdempotencyConflict(GatewayError):
+    status = 409
+    type = "idempotency_error"
+
+
+class RateLimited(GatewayError):
+    """`type` is "tokens" for tokens, "requests" for all other kinds of limits, as OpenAI has it."""
+
+    status = 429
+    default_code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, type: str, headers: dict[str, str]) -> None:
+        super().__init__(message, headers=headers)
+        self.type = type  # type: ignore[misc]
+
+
+class InsufficientQuota(GatewayError):
+    status = 429
+    type = "insufficient_quota"
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message, code=code, headers={"x-should-retry": "false"})
+
+
 class TooLarge(GatewayError):
     status = 413
     type = "invalid_request_error"
@@ -146,3 +174,13 @@ class BackendTimeout(BackendFailed):
 class MeteringUnavailable(GatewayError):
     status = 503
     default_code = "metering_unavailable"
+
+
+class ShuttingDown(GatewayError):
+    status = 503
+    default_code = "gateway_shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This gateway is being restarted. Try again.", headers={"retry-after": "1"}
+        )

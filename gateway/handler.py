@@ -5,8 +5,8 @@ the answer: a stream gives back what it holds also when the client left before i
 URL resolver, request and response, and Django REST framework's views. It holds no database connection.
 """
 
-import asyncio
 import logging
+from itertools import chain
 
 from django.conf import settings
 from django.http import HttpResponseBase
@@ -31,7 +31,7 @@ class DataPlaneHandler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = DataPlaneRequest(scope, receive, self._plane)
         answer: HttpResponseBase | None = None
-        with self._plane.request_in_flight():
+        with self._plane.request_in_flight(request):
             try:
                 answer = await self._answer(request)
                 await self._send(answer, request, send)
@@ -55,7 +55,7 @@ class DataPlaneHandler:
                 "status": answer.status_code,
                 "headers": [
                     (name.encode("ascii"), value.encode("latin-1"))
-                    for name, value in answer.headers.items()
+                    for name, value in chain(answer.headers.items(), request.answer_headers.items())
                 ]
                 + [(b"x-request-id", str(request.request_id).encode())],
             }
@@ -65,7 +65,7 @@ class DataPlaneHandler:
             return
         try:
             async for chunk in answer:
-                async with asyncio.timeout(settings.CLIENT_WRITE_TIMEOUT_S):
+                async with request.patience(settings.CLIENT_WRITE_TIMEOUT_S):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TimeoutError:
             request.client_left()

@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Raw
 
-from gateway.completions import Chunk, Delta, UpstreamUsage, read_usage
+from gateway.completions import BilledUsage, Chunk, Delta, UpstreamUsage, read_usage, usage_chunk
+from gateway.counting.counters import Counter
 from gateway.sse import DONE, StreamBroken, payload
 
 MALFORMED_EVENTS_MAX = 3
+CHARS_PER_TOKEN = 3  # fewer than in any prose, so that a text is counted rather too soon
 NULL = Raw(b"null")
 # `"model":"…"` at the top of a chunk. Inside a JSON string its quotes would be escaped, so that this can
 # only be a key; objects within a chunk have no such key before the first choice.
@@ -24,37 +26,87 @@ _chunk = msgspec.json.Decoder(Chunk)
 _object = msgspec.json.Decoder(dict[str, Raw])
 
 
+class OutputMeter:
+    """Notices when a stream has run past the tokens it may have, without counting at every event.
+
+    Most events carry a token or less, so the text is counted only once there are so many events, or so many
+    characters, that it might be too long; and then again when as many more have come as were still free.
+    """
+
+    def __init__(self, counter: Counter, tokens_max: int) -> None:
+        self._counter = counter
+        self._tokens_max = tokens_max
+        self._events_left = tokens_max
+        self._chars_left = tokens_max * CHARS_PER_TOKEN
+
+    def is_over(self, written: list[str], more_chars: int) -> bool:
+        """Return whether what was written is more than `tokens_max`, given that `more_chars` came just now."""
+        self._events_left -= 1
+        self._chars_left -= more_chars
+        if self._events_left >= 0 and self._chars_left >= 0:
+            return False
+        left = self._tokens_max - self._counter.count_text("".join(written))
+        self._events_left = max(left, 0)
+        self._chars_left = max(left, 1) * CHARS_PER_TOKEN
+        return left < 0
+
+
 class Listener:
     """Hears the events of one stream, and says what of them may pass on."""
 
-    def __init__(self, *, public_name: str, is_renamed: bool, bytes_max: int) -> None:
+    def __init__(
+        self, *, public_name: str, is_renamed: bool, bytes_max: int, meter: OutputMeter
+    ) -> None:
         self.id = ""
         self.created = 0
         self.usage: UpstreamUsage | None = None
         self.is_done = False
+        self.is_cut = False
         self.heard_at: datetime | None = None
         self.stops = 0  # choices that the model ended by itself
+        self._broken: StreamBroken | None = None
         self._has_finish = False
         self._written: list[str] = []
+        self._meter = meter
         self._malformed = 0
         self._bytes_left = bytes_max
+        self._public_name = public_name
         self._model_field = b'"model":' + msgspec.json.encode(public_name) if is_renamed else None
 
     def hear(self, events: Iterable[bytes]) -> bytes:
-        """Return the bytes that may go to the client now. Raises StreamBroken."""
-        passed = b"".join([said for event in events if (said := self._hear(event))])
-        self._bytes_left -= len(passed)
-        if self._bytes_left < 0:
-            raise StreamBroken("the stream is longer than any answer may be")
-        return passed
+        """Return the bytes that may go to the client now, also of a stream that broke after them: see `is_over`."""
+        passed: list[bytes] = []
+        try:
+            for event in events:
+                if self.is_cut:
+                    break
+                if said := self._hear(event):
+                    passed.append(said)
+                    self._bytes_left -= len(said)
+            if self._bytes_left < 0:
+                raise StreamBroken("the stream is longer than any answer may be")
+        except StreamBroken as error:
+            self._broken = error
+        return b"".join(passed)
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether nothing more is to be heard; `check_end` says whether all is well."""
+        return self.is_done or self.is_cut or self._broken is not None
 
     def generated(self) -> Iterator[str]:
         """Yield what the model wrote, to be counted where the backend did not."""
         yield from self._written
 
+    def usage_event(self, usage: BilledUsage) -> bytes:
+        """Return the event that tells a client who asked for it what is billed."""
+        return usage_chunk(id=self.id, created=self.created, model=self._public_name, usage=usage)
+
     def check_end(self) -> None:
         """Raise StreamBroken if the stream ended before the model had finished."""
-        if not self.is_done and not self._has_finish:
+        if self._broken is not None:
+            raise self._broken
+        if not (self.is_done or self.is_cut or self._has_finish):
             raise StreamBroken("the stream ended without its end")
 
     def _hear(self, event: bytes) -> bytes:
@@ -75,6 +127,13 @@ class Listener:
             raise StreamBroken("the backend sent an error event")
         return self._take(chunk, event, data)
 
+    def cut(self) -> bytes:
+        """Return the event that ends a stream which ran past its tokens."""
+        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}
+        fields = {"id": self.id, "object": "chat.completion.chunk", "created": self.created}
+        chunk = {**fields, "model": self._public_name, "choices": [choice]}
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
     def _take(self, chunk: Chunk, event: bytes, data: bytes) -> bytes:
         if self.heard_at is None:
             self.heard_at = datetime.now(UTC)
@@ -84,6 +143,8 @@ class Listener:
                 self._has_finish = True
                 self.stops += choice.finish_reason == "stop"
             self._note(choice.delta)
+        if self.is_cut:
+            return self.cut()
         if chunk.usage != NULL:
             self.usage = read_usage(chunk.usage) or self.usage
             if not chunk.choices:
@@ -95,8 +156,12 @@ class Listener:
         return event
 
     def _note(self, delta: Delta) -> None:
+        chars = 0
         for text in (delta.content, delta.reasoning_content, delta.refusal):
             if text:
                 self._written.append(text)
+                chars += len(text)
         if delta.tool_calls:
             self._written.append(bytes(delta.tool_calls).decode())
+        if chars and self._meter.is_over(self._written, chars):
+            self.is_cut = True

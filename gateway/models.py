@@ -14,9 +14,9 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
-from gateway import credentials
 from gateway.base_url import normalise
 from gateway.counting import counters
+from tenants import credentials
 
 MODEL_NAME = RegexValidator(
     r"\A[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}\Z",

@@ -203,8 +203,10 @@ def _max_tokens(fields: RawObject) -> int | None:
 
 def _tools(fields: RawObject) -> bytes | None:
     """Return what describes tools in the prompt; the older `functions` say the same."""
-    raw = fields.get("tools", fields.get("functions", NULL))
-    return None if raw == NULL else bytes(raw)
+    given = [fields[name] for name in ("tools", "functions") if fields.get(name, NULL) != NULL]
+    if len(given) > 1:
+        _refuse("Give tools or functions, not both.", "functions")
+    return bytes(given[0]) if given else None
 
 
 class _Messages:

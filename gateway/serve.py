@@ -16,6 +16,8 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
+FLUSH_S_MAX = 15  # to settle what was cut off, flush and disconnect
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="gateway.serve", description="Serve Tessera over HTTP.")
@@ -23,6 +25,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--workers", type=int, default=1, help="gateway processes (default 1)")
     options = parser.parse_args()
+    if not os.environ.get("TESSERA_PROCESSES"):  # with several hosts the operator sets it
+        os.environ["TESSERA_PROCESSES"] = str(options.workers)
     server(options.host, options.port, options.workers).serve()
 
 
@@ -40,7 +44,7 @@ def server(host: str, port: int, workers: int) -> MPServer:
         log_level=LogLevels.warning,
         respawn_failed_workers=True,
         respawn_interval=0.5,
-        workers_kill_timeout=settings.SHUTDOWN_TIMEOUT_S + 5,
+        workers_kill_timeout=settings.SHUTDOWN_TIMEOUT_S + FLUSH_S_MAX,
         backlog=2048,
         static_path_route=["/static"] if has_files else None,
         static_path_mount=[files] if has_files else None,

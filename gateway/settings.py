@@ -6,7 +6,16 @@
 import re
 from pathlib import Path
 
-from gateway.env import celery_broker, database, env_bool, env_int, env_list, env_secret, env_str
+from gateway.env import (
+    celery_broker,
+    database,
+    email,
+    env_bool,
+    env_int,
+    env_list,
+    env_secret,
+    env_str,
+)
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VERSION = re.search(r"^## \[?(\d+\.\d+\.\d+)", (BASE_DIR / "CHANGELOG.md").read_text(), re.M)[1]  # type: ignore[index]
@@ -62,7 +71,7 @@ TEMPLATES = [
     }
 ]
 
-# Stores. One PostgreSQL holds all money; Redis or Valkey holds the task queue and, later, rate limits.
+# Stores. One PostgreSQL holds all money; Redis or Valkey holds the task queue and the counts of limits.
 DATABASE_URL = env_secret("DATABASE_URL")
 DATABASES = {"default": {**database(DATABASE_URL), "CONN_HEALTH_CHECKS": True, "CONN_MAX_AGE": 60}}
 REDIS_URL = env_secret("REDIS_URL")
@@ -79,6 +88,16 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}
 CELERY_TIMEZONE = "UTC"
+
+# What is sent to organizations: mail, and webhooks.
+_EMAIL = email(env_secret("TESSERA_EMAIL_URL", default="console://"))
+EMAIL_BACKEND = _EMAIL.backend
+EMAIL_HOST, EMAIL_PORT = _EMAIL.host, _EMAIL.port
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _EMAIL.user, _EMAIL.password
+EMAIL_USE_TLS, EMAIL_USE_SSL = _EMAIL.starttls, _EMAIL.tls
+EMAIL_TIMEOUT = env_int("TESSERA_EMAIL_TIMEOUT_S", 10, minimum=1)
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = env_str("TESSERA_EMAIL_FROM", "tessera@localhost")
+WEBHOOK_ALLOW_PRIVATE = env_bool("TESSERA_WEBHOOK_ALLOW_PRIVATE", False)
 
 # People
 LANGUAGE_CODE = "en"
@@ -120,18 +139,32 @@ BACKEND_CONNECTIONS_MAX = env_int("TESSERA_BACKEND_CONNECTIONS_MAX", 2000, minim
 STREAM_EVENT_BYTES_MAX = env_int("TESSERA_STREAM_EVENT_BYTES_MAX", 2**20, minimum=1024)
 STREAM_HEARTBEAT_S = env_int("TESSERA_STREAM_HEARTBEAT_S", 15, minimum=1)
 ANSWER_BYTES_MAX = env_int("TESSERA_ANSWER_BYTES_MAX", 32 * 2**20, minimum=1024)
+IDEMPOTENT_ANSWER_BYTES_MAX = env_int("TESSERA_IDEMPOTENT_ANSWER_BYTES_MAX", 2**20, minimum=1024)
 PRINCIPALS_MAX = env_int("TESSERA_PRINCIPALS_MAX", 100_000, minimum=1)
 SNAPSHOT_POLL_MS = env_int("TESSERA_SNAPSHOT_POLL_MS", 500, minimum=10)
+READS_WAITING_MAX = env_int("TESSERA_READS_WAITING_MAX", 64, minimum=1)
+READ_TIMEOUT_MS = env_int("TESSERA_READ_TIMEOUT_MS", 3000, minimum=10)
 BATCH_ROWS_MAX = env_int("TESSERA_BATCH_ROWS_MAX", 256, minimum=1)
 BATCH_QUEUE_MAX = env_int("TESSERA_BATCH_QUEUE_MAX", 5000, minimum=1)
-RESERVE_TIMEOUT_MS = env_int("TESSERA_RESERVE_TIMEOUT_MS", 2000, minimum=10)
-SETTLE_TIMEOUT_MS = env_int("TESSERA_SETTLE_TIMEOUT_MS", 10_000, minimum=10)
+RESERVE_TIMEOUT_MS = env_int("TESSERA_RESERVE_TIMEOUT_MS", 250, minimum=10)
+SETTLE_TIMEOUT_MS = env_int("TESSERA_SETTLE_TIMEOUT_MS", 2000, minimum=10)
+DATABASE_SILENCE_MS = env_int("TESSERA_DATABASE_SILENCE_MS", 5000, minimum=100)
+SPOOL_DIR = Path(env_str("TESSERA_SPOOL_DIR", str(BASE_DIR / "var" / "spool")))
+SPOOL_BYTES_MAX = env_int("TESSERA_SPOOL_BYTES_MAX", 256 * 2**20, minimum=2**20)
+REAP_AFTER_S = env_int("TESSERA_REAP_AFTER_S", 60, minimum=6)
+# Limits. The processes are those of the whole installation: they share the limits while Redis is away.
+PROCESSES = env_int("TESSERA_PROCESSES", 1, minimum=1)
+REDIS_TIMEOUT_MS = env_int("TESSERA_REDIS_TIMEOUT_MS", 50, minimum=1)
+REDIS_QUEUE_MAX = env_int("TESSERA_REDIS_QUEUE_MAX", 10_000, minimum=1)
+LOCAL_WINDOWS_MAX = env_int("TESSERA_LOCAL_WINDOWS_MAX", 100_000, minimum=1)
 
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    # It would log every webhook's address, and some of these are secrets.
+    "loggers": {"httpx": {"level": "WARNING"}},
     "root": {"handlers": ["stderr"], "level": env_str("TESSERA_LOG_LEVEL", "INFO")},
 }
 

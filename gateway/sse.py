@@ -25,7 +25,8 @@ class EventSplitter:
             # A lone \r at the very end may be half of \r\n: it waits in the rest, being no event's end.
             data = data.replace(b"\r\n", b"\n")
         *events, self._rest = data.split(b"\n\n")
-        if len(self._rest) > self._event_bytes_max:
+        # Whole events that came with it pass first; the next reading finds it too long as well.
+        if len(self._rest) > self._event_bytes_max and not events:
             raise StreamBroken(f"an event is longer than {self._event_bytes_max} bytes")
         return [event + b"\n\n" for event in events if event]
 

@@ -11,6 +11,7 @@ from django.forms import ModelForm
 from django.http import HttpRequest
 from django.utils.timezone import now
 
+from tenants.limits import Limit
 from tenants.models import ApiKey, AuditEntry, Membership, Organization, Suspendable, Team
 
 M = TypeVar("M", bound=models.Model)
@@ -142,6 +143,19 @@ class ApiKeyAdmin(AuditedAdmin[ApiKey]):
     def revoke(self, request: HttpRequest, queryset: models.QuerySet[ApiKey]) -> None:
         revoked = [key for key in queryset if key.revoke(by=_person(request), at=now())]
         self.message_user(request, f"Revoked {len(revoked)}.")
+
+
+@admin.register(Limit)
+class LimitAdmin(AuditedAdmin[Limit]):
+    list_display = ["organization", "team", "key", "model_name", "kind", "maximum", "is_shadow"]
+    list_select_related = ["organization", "team__organization", "key"]
+    list_filter = ["kind", "is_shadow"]
+    search_fields = ["organization__slug", "team__slug", "key__public_id", "model_name"]
+    raw_id_fields = ["organization", "team", "key"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Limit | None = None) -> list[str]:
+        # What a limit counts does not change under it; set another one instead.
+        return ["organization", "team", "key", "model_name", "kind"] if obj else []
 
 
 @admin.register(AuditEntry)

@@ -15,7 +15,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, models, transaction
 from django.utils.timezone import now
 
-from tenants.models import AuditEntry, Organization, Team
+from tenants import keys
+from tenants.models import ApiKey, AuditEntry, Organization, Team
 
 KNOWN_MAX = 20  # how many names an error message lists
 LIST_MAX = 1000  # how many rows a listing shows
@@ -93,6 +94,21 @@ def find_team(organization: Organization, slug: str) -> Team:
         known = organization.teams.values_list("slug", flat=True)
         raise CommandError(f"{organization} has no team {slug!r}. {_known(known)}")
     return found
+
+
+def find_key(organization: Organization, text: str) -> ApiKey:
+    """Find the organization's key by its public id, or by as much of the key as the person has at hand."""
+    found = organization.keys.select_related("team").filter(public_id=public_id(text)).first()
+    if found is None:
+        raise CommandError(
+            f"{organization} has no key {public_id(text)!r}; `key list` shows the ids."
+        )
+    return found
+
+
+def public_id(text: str) -> str:
+    """Return a key's public id from as much of the key as the person has at hand."""
+    return text.removeprefix(f"{keys.PREFIX}_").partition("_")[0]
 
 
 def _known(slugs: "models.QuerySet[Any, str]") -> str:

@@ -24,6 +24,7 @@ from django.db.models.lookups import Exact
 from django.utils.timezone import now
 
 from tenants import keys
+from tenants.limits import Limit as Limit
 
 # \A and \Z mean the same to Python and to PostgreSQL; $ does not.
 SLUG = r"\A[a-z0-9][a-z0-9-]*\Z"
@@ -84,6 +85,14 @@ class Suspendable(models.Model):
         return bool(changed)
 
 
+class Share(models.TextChoices):
+    """How much of an answer that did not complete is billed."""
+
+    DELIVERED = "delivered", "the prompt, and what was generated"
+    PROMPT = "prompt", "the prompt only"
+    NOTHING = "nothing", "nothing"
+
+
 class Organization(Suspendable):
     """Who pays. Its time zone and currency rule its periods and invoices."""
 
@@ -94,11 +103,38 @@ class Organization(Suspendable):
     )
     currency = models.CharField(max_length=3, default="TWD", validators=[CURRENCY_VALIDATOR])
     allowed_models = allowed_models_field("What its keys may call; empty for every model.")
+    bills_aborted = models.CharField(
+        max_length=16,
+        choices=Share,
+        default=Share.DELIVERED,
+        db_default=Share.DELIVERED,
+        help_text="What an answer costs whose client left before its end.",
+    )
+    bills_failed = models.CharField(
+        max_length=16,
+        choices=Share,
+        default=Share.NOTHING,
+        db_default=Share.NOTHING,
+        help_text="What an answer costs that the backend broke off, or that ran into a deadline.",
+    )
+    bills_lost = models.CharField(
+        max_length=16,
+        choices=[(Share.PROMPT, Share.PROMPT.label), (Share.NOTHING, Share.NOTHING.label)],
+        default=Share.PROMPT,
+        db_default=Share.PROMPT,
+        help_text="What a request costs whose gateway process died, as nobody knows what it generated.",
+    )
     created_at = models.DateTimeField(default=now, editable=False)
 
     class Meta:
         ordering = ["slug"]
         constraints = [
+            models.CheckConstraint(
+                condition=Q(bills_aborted__in=Share.values)
+                & Q(bills_failed__in=Share.values)
+                & Q(bills_lost__in=[Share.PROMPT, Share.NOTHING]),
+                name="organization_bills_known_shares",
+            ),
             models.CheckConstraint(condition=~Q(name=""), name="organization_has_a_name"),
             models.CheckConstraint(
                 condition=Q(slug__regex=SLUG), name="organization_slug_is_plain"
@@ -209,6 +245,8 @@ class ApiKey(models.Model):
         verbose_name = "key"
         ordering = ["-created_at", "-id"]
         constraints = [
+            # What the composite foreign key of a limit points at.
+            models.UniqueConstraint(fields=["id", "team"], name="key_with_team"),
             models.CheckConstraint(condition=~Q(name=""), name="key_has_a_name"),
             models.CheckConstraint(
                 condition=Q(public_id__regex=PUBLIC_ID), name="key_public_id_is_base62"

@@ -17,12 +17,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from django.contrib.postgres.expressions import ArraySubquery
+from django.db.models import OuterRef, Q
+from django.db.models.functions import JSONObject
 
 from tenants import keys, revisions
+from tenants.limits import Limit, LimitKind
 from tenants.models import ApiKey
 
 LOAD_MAX = 1000
+LIMIT_COLUMNS = (
+    *("id", "organization_id", "team_id", "key_id"),
+    *("model_name", "kind", "maximum", "is_shadow"),
+)
 T = TypeVar("T")
 
 
@@ -37,6 +46,19 @@ class Refusal(enum.Enum):
     @property
     def code(self) -> str:
         return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class LimitEntry:
+    """A limit that stands over a key: its own, its team's, or its organization's (`level`)."""
+
+    id: int
+    level: str  # organization | team | key
+    owner_id: int
+    model_name: str  # empty: all models together
+    kind: LimitKind
+    maximum: int
+    is_shadow: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +77,11 @@ class Principal:
     key_name: str
     currency: str
     timezone: str
+    bills_aborted: str  # tenants.models.Share
+    bills_failed: str
     allowed_models: frozenset[str] | None  # None: every model
     expires_at: datetime | None
+    limits: tuple[LimitEntry, ...] = ()
 
     def may_use(self, model_name: str) -> bool:
         return self.allowed_models is None or model_name in self.allowed_models
@@ -100,22 +125,36 @@ def current_revision() -> int:
 def load(digests: Collection[bytes]) -> dict[bytes, Resolved]:
     """Resolve at most LOAD_MAX digests with one query; an unknown one is resolved to INVALID."""
     assert len(digests) <= LOAD_MAX
-    rows = ApiKey.objects.filter(digest__in=digests).select_related("organization", "team")
-    known = {bytes(key.digest): _resolve(key) for key in rows}
+    rows = (
+        ApiKey.objects.filter(digest__in=digests)
+        .select_related("organization", "team")
+        .annotate(limits_over_it=_limits_over_a_key())
+    )
+    known = {bytes(key.digest): _resolve(key, key.limits_over_it) for key in rows}
     return {digest: known.get(digest, Resolved(Refusal.INVALID)) for digest in digests}
 
 
-def _resolve(key: ApiKey) -> Resolved:
+def _limits_over_a_key() -> ArraySubquery:
+    limits = Limit.objects.filter(
+        Q(team__isnull=True) | Q(team=OuterRef("team_id")),
+        Q(key__isnull=True) | Q(key=OuterRef("pk")),
+        organization=OuterRef("organization_id"),
+    )
+    entry = JSONObject(**{name: name for name in LIMIT_COLUMNS})
+    return ArraySubquery(limits.order_by("id").values(entry=entry))
+
+
+def _resolve(key: ApiKey, limits: list[dict[str, Any]]) -> Resolved:
     if key.revoked_at is not None:
         return Resolved(Refusal.INVALID)
     if not key.organization.is_active:
         return Resolved(Refusal.ORGANIZATION_SUSPENDED, key.expires_at)
     if not key.team.is_active:
         return Resolved(Refusal.TEAM_SUSPENDED, key.expires_at)
-    return Resolved(_principal(key), key.expires_at)
+    return Resolved(_principal(key, limits), key.expires_at)
 
 
-def _principal(key: ApiKey) -> Principal:
+def _principal(key: ApiKey, limits: list[dict[str, Any]]) -> Principal:
     organization, team = key.organization, key.team
     return Principal(
         organization_id=organization.pk,
@@ -130,8 +169,24 @@ def _principal(key: ApiKey) -> Principal:
         key_name=key.name,
         currency=organization.currency,
         timezone=organization.timezone,
+        bills_aborted=organization.bills_aborted,
+        bills_failed=organization.bills_failed,
         allowed_models=_common(organization.allowed_models, key.allowed_models),
         expires_at=key.expires_at,
+        limits=tuple(map(_limit_entry, limits)),
+    )
+
+
+def _limit_entry(row: dict[str, Any]) -> LimitEntry:
+    level = "key" if row["key_id"] else "team" if row["team_id"] else "organization"
+    return LimitEntry(
+        id=row["id"],
+        level=level,
+        owner_id=row[f"{level}_id"],
+        model_name=row["model_name"],
+        kind=LimitKind(row["kind"]),
+        maximum=row["maximum"],
+        is_shadow=row["is_shadow"],
     )
 
 

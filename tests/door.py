@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.factories import Tenant
 from tests.fake_backend import UPSTREAM_NAME, FakeBackend
 
 ROOT = Path(__file__).parents[1]
-START_S_MAX = 30
+START_S_MAX = 120
 POLL_MS = 50
 
 
@@ -90,20 +91,27 @@ def eventually(is_so: Any, within_s: float = 5) -> None:
 def door_url(
     django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, int]]:
-    """Run `gateway.serve` on a free port over the tests' database; yield its URL and pid."""
+    """The door that tests share; yield its URL and pid."""
+    with serving(tmp_path_factory.mktemp("door")) as (url, process):
+        yield url, process.pid
+
+
+@contextmanager
+def serving(directory: Path, **environment: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Run `gateway.serve` on a free port over the tests' database; yield its URL and process."""
     port = free_port()
-    log = tmp_path_factory.mktemp("door") / "gateway.log"
+    log = directory / "gateway.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway.serve", "--port", str(port)],
             cwd=ROOT,
-            env=os.environ | {"DATABASE_URL": database_url(), **DOOR_ENVIRONMENT},
+            env=os.environ | {"DATABASE_URL": database_url(), **DOOR_ENVIRONMENT, **environment},
             stdout=output,
             stderr=output,
         )
     try:
         wait_until_open(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}", process.pid
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.terminate()
         process.wait(40)
@@ -116,6 +124,7 @@ DOOR_ENVIRONMENT = {
     "TESSERA_CLIENT_WRITE_TIMEOUT_S": "2",
     "TESSERA_STREAM_HEARTBEAT_S": "1",
     "TESSERA_SHUTDOWN_TIMEOUT_S": "5",
+    "TESSERA_RESERVE_TIMEOUT_MS": "5000",  # patience with a busy machine; test_outages.py has none
     "PYTHONWARNINGS": "",
 }
 

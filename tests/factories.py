@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from django.db import transaction
 from django.utils import timezone
 
 from billing.models import Price
@@ -65,8 +66,9 @@ def model(
 ) -> Model:
     """A model like the seed's, priced in TWD, routed to the backend."""
     defaults = {"name": unique("vision"), "counter": "llama-3.2-vision", "context_tokens": 32_768}
-    row = Model.objects.create(**(defaults | fields))
-    Route.objects.create(model=row, backend=backend, backend_model=backend_model)
-    if priced:
-        price(row.name)
+    with transaction.atomic():  # a door sees all of it or nothing
+        row = Model.objects.create(**(defaults | fields))
+        Route.objects.create(model=row, backend=backend, backend_model=backend_model)
+        if priced:
+            price(row.name)
     return row

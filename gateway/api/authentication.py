@@ -36,7 +36,7 @@ async def resolve(request: DataPlaneRequest) -> None:
 
     Raises Unauthenticated, Forbidden; MeteringUnavailable if keys cannot be looked up.
     """
-    answer = request.plane.principals.get(_bearer(request))
+    answer = request.plane.principals.get(bearer(request))
     if isinstance(answer, Miss):
         try:
             answer = await request.plane.resolve(answer)
@@ -49,7 +49,8 @@ async def resolve(request: DataPlaneRequest) -> None:
     request.principal = answer
 
 
-def _bearer(request: DataPlaneRequest) -> str:
+def bearer(request: DataPlaneRequest) -> str:
+    """Return the key that the request was sent with. Raises Unauthenticated."""
     given = request.META.get("HTTP_AUTHORIZATION")
     if given is None:
         raise Unauthenticated(

@@ -8,7 +8,10 @@ from typing import Self
 from django.conf import settings
 from django.http import HttpResponseBase
 
+from billing.idempotency import Claim, KeyClaimed
+from gateway.api.admission import admit
 from gateway.api.answers import EventStreamAnswer, JSONAnswer
+from gateway.api.idempotency import claim_of, replay
 from gateway.api.requests import DataPlaneRequest
 from gateway.api.views import DataPlaneView
 from gateway.catalog import ModelEntry, route_for
@@ -20,39 +23,44 @@ from gateway.images import measuring
 from gateway.images.data_urls import MeasuredImage
 from gateway.metering import PromptCount
 from gateway.protocol import ChatRequest, ImageSlot, parse_chat
-from gateway.relay import Exchange, Job, Stop
+from gateway.relay import Exchange, Job
+from gateway.upstream import Stop
 
 
 class ChatCompletionsView(DataPlaneView):
     """Answer a chat completion request, streamed or not."""
 
     async def post(self, request: DataPlaneRequest) -> HttpResponseBase:
-        chat = parse_chat(
-            await request.read_json(),
-            messages_max=settings.MESSAGES_MAX,
-            images_max=settings.IMAGES_MAX,
-        )
-        job = await self._job(request, chat)
-        body = chat.upstream_body(
-            model=job.route.backend_model,
-            max_tokens=job.out_max // chat.n,
-            running_usage=job.route.backend.kind == "vllm",
-        )
-        exchange = Exchange(
-            job,
-            books=request.plane.books,
-            backends=request.plane.backends,
-            limits=request.plane.relay_limits,
-        )
+        raw = await request.read_json()
+        chat = parse_chat(raw, messages_max=settings.MESSAGES_MAX, images_max=settings.IMAGES_MAX)
+        claim = claim_of(request, raw)
+        job = await self._job(request, chat, claim)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(exchange)
+            admission = stack.enter_context(await admit(request, job))
+            body = chat.upstream_body(
+                model=job.route.backend_model,
+                max_tokens=job.out_max // chat.n,
+                running_usage=job.route.backend.kind == "vllm",
+            )
+            exchange = Exchange(
+                job,
+                books=request.plane.books,
+                backends=request.plane.backends,
+                limits=request.plane.relay_limits,
+            )
+            admission.tokens_used = lambda: exchange.tokens_used
             request.when_client_leaves(lambda: exchange.stop(Stop.CLIENT_LEFT))
+            request.when_cut_off(lambda: exchange.stop(Stop.SHUT_DOWN))
+            try:
+                await stack.enter_async_context(exchange)
+            except KeyClaimed as error:
+                return await replay(request, error.claimed, claim, is_stream=chat.stream)
             await exchange.open(body)
             if chat.stream:
                 return EventStreamAnswer(exchange.events(), stack.pop_all())
             return JSONAnswer(await exchange.answer())
 
-    async def _job(self, request: DataPlaneRequest, chat: ChatRequest) -> Job:
+    async def _job(self, request: DataPlaneRequest, chat: ChatRequest, claim: Claim | None) -> Job:
         catalog = request.plane.catalog
         model = catalog.model_for(self.principal, chat.model)
         route = route_for(model)
@@ -76,6 +84,7 @@ class ChatCompletionsView(DataPlaneView):
             stream=chat.stream,
             include_usage=chat.include_usage,
             received_at=request.received_at,
+            claim=claim,
         )
 
 

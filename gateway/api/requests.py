@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 
-from gateway.errors import InvalidRequest, RequestTimeout, TooLarge, UnsupportedMediaType
+from gateway.errors import (
+    InvalidRequest,
+    RequestTimeout,
+    ShuttingDown,
+    TooLarge,
+    UnsupportedMediaType,
+)
 from gateway.request_ids import new_request_id
 
 if TYPE_CHECKING:
@@ -20,6 +27,9 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+
+LAST_WAIT_S = 1.0
 
 
 class ClientLeft(Exception):
@@ -35,9 +45,13 @@ class DataPlaneRequest(ASGIRequest):
         self.request_id = new_request_id()
         self.received_at = datetime.now(UTC)
         self.principal: Principal | None = None
+        self.answer_headers: dict[str, str] = {}  # on whatever the answer will be
         self._receive = receive
         self._when_left: Callable[[], object] | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._when_cut_off: Callable[[], object] | None = None
+        self._is_cut_off = False
+        self._wait: asyncio.Timeout | None = None  # the last one for the client
 
     async def read_json(self) -> bytes:
         """Return the body. Raises UnsupportedMediaType, TooLarge, RequestTimeout, ClientLeft."""
@@ -49,7 +63,7 @@ class DataPlaneRequest(ASGIRequest):
             )
         self._check_size(self._announced_size())
         try:
-            async with asyncio.timeout(settings.BODY_READ_TIMEOUT_S):
+            async with self.patience(settings.BODY_READ_TIMEOUT_S):
                 return await self._read()
         except TimeoutError:
             raise RequestTimeout(
@@ -67,9 +81,31 @@ class DataPlaneRequest(ASGIRequest):
             self._when_left()
             self._when_left = None
 
+    def when_cut_off(self, call: Callable[[], object]) -> None:
+        """Call once if the process must stop before the request ends. Raises ShuttingDown if it must already."""
+        if self._is_cut_off:
+            raise ShuttingDown
+        self._when_cut_off = call
+
+    def cut_off(self) -> None:
+        """End the request soon: the process must stop. A client that keeps us waiting is given a second more."""
+        self._is_cut_off = True
+        if self._when_cut_off is not None:
+            self._when_cut_off()
+        if self._wait is not None:
+            with suppress(RuntimeError):  # it is over
+                self._wait.reschedule(asyncio.get_running_loop().time() + LAST_WAIT_S)
+
+    def patience(self, timeout_s: float) -> asyncio.Timeout:
+        """Return the bound of a wait for the client: so long, or LAST_WAIT_S once the request is cut off."""
+        self._wait = asyncio.timeout(LAST_WAIT_S if self._is_cut_off else timeout_s)
+        return self._wait
+
     def close_watch(self) -> None:
+        """Let go of the connection: request and view form a cycle, which would hold it until a collection."""
         if self._watcher is not None:
             self._watcher.cancel()
+        del self._receive
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -84,11 +120,11 @@ class DataPlaneRequest(ASGIRequest):
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             part = message.get("body", b"")
+            size += len(part)
+            self._check_size(size)
             if not message.get("more_body", False):
                 return b"".join([*parts, part]) if parts else part
             parts.append(part)
-            size += len(part)
-            self._check_size(size)
 
     def _announced_size(self) -> int:
         announced = self.META.get("CONTENT_LENGTH") or "0"

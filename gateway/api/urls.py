@@ -3,6 +3,7 @@
 from django.urls import URLPattern, path, re_path
 
 from gateway.api.chat import ChatCompletionsView
+from gateway.api.me import MeView
 from gateway.api.models import ModelsView, ModelView
 from gateway.api.views import health, unknown
 
@@ -13,6 +14,7 @@ def _under(prefix: str) -> list[URLPattern]:
     # The seed's SDK asks GET {base}/models, and its base already ends in /models.
     return [
         path(f"{prefix}/chat/completions", ChatCompletionsView.as_view()),
+        path(f"{prefix}/me", MeView.as_view()),
         path(f"{prefix}/models", ModelsView.as_view()),
         path(f"{prefix}/models/<path:name>", ModelView.as_view()),
     ]

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from django.http import HttpResponseBase
 from rest_framework.request import Request
 from rest_framework.views import APIView
@@ -54,10 +55,11 @@ class DataPlaneView(APIView):
 
 
 async def health(request: DataPlaneRequest) -> HttpResponseBase:
-    """Answer 200 once the door is open, 503 before and while it closes."""
-    if request.plane.is_open:
+    """Answer 200 once the door is open; 503 with a reason before, while it closes, and if the disk takes nothing."""
+    reason = request.plane.trouble
+    if reason is None:
         return JSONAnswer(b'{"status":"ok"}')
-    return JSONAnswer(b'{"status":"starting"}', status=503)
+    return JSONAnswer(msgspec.json.encode({"status": "unavailable", "reason": reason}), status=503)
 
 
 async def unknown(request: DataPlaneRequest) -> HttpResponseBase:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from gateway.images import ImageLimits
-from gateway.images.addresses import AddressRefused, is_public, may_dial, parse_url
+from gateway.images.addresses import AddressRefused, may_dial, parse_url
+from tenants.addresses import is_public
 
 LIMITS = ImageLimits()
 DEMO = ImageLimits(allow_loopback=True)

@@ -266,7 +266,6 @@ def test_a_body_that_does_not_arrive_is_given_up(door: Door, alice: Tenant) -> N
 
 # TODO for gateway/api/requests.py: `close_watch` must let go of `_receive`. View and request form a cycle, so
 # that the server's side of the body, and with it the connection, lives on until a garbage collection.
-@pytest.mark.xfail(reason="the connection stays open until a garbage collection", strict=False)
 def test_clients_that_were_given_up_hold_no_connections(door: Door, alice: Tenant) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(Trickle(door, alice, announces=100)) for _ in range(12)]

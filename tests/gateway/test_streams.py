@@ -10,7 +10,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django.db import transaction
 
+from billing.budgets import Budget, BudgetWindow
+from billing.models import Hold, UsageRecord
 from tests.door import Door, eventually
 from tests.factories import Tenant
 from tests.fake_backend import (
@@ -22,11 +25,15 @@ from tests.fake_backend import (
     Send,
     Step,
     Wait,
+    answer,
     delta,
     event,
     stream,
     usage_event,
 )
+
+# More than fits into the pipe, and not a token in it.
+FLOOD: list[Step] = [Send(event(choices=[{"index": 0, "delta": {}}], padding="x" * 100_000))] * 300
 
 
 class RawStream:
@@ -163,11 +170,31 @@ def test_a_client_that_leaves_before_the_answer_begins_pays_for_its_prompt(
     assert record.amount_pico == record.tokens_in_text * 10_000_000
 
 
+def test_a_client_that_leaves_before_its_request_was_sent_on_pays_nothing(
+    door: Door, alice: Tenant
+) -> None:
+    budget = Budget.objects.create(organization=alice.organization, limit_micro=10**9)
+    door.backend.script(answer())
+    door.chat(alice)  # opens the budget's window
+    door.backend.script(stream("one"))
+
+    with transaction.atomic():
+        list(BudgetWindow.objects.select_for_update().filter(budget=budget))
+        with streaming(door, alice) as client:
+            time.sleep(0.2)  # it waits for its hold by now
+            client.leave()
+        time.sleep(0.2)
+
+    assert door.chat(alice).status_code == 502  # behind it in the queue; the script is a stream's
+    eventually(lambda: not Hold.objects.filter(key=alice.key).exists())
+    assert UsageRecord.objects.filter(key=alice.key).count() == 1
+    assert len(door.backend.asked) == 1
+
+
 def test_a_client_that_leaves_while_a_write_is_blocked_is_settled(
     door: Door, alice: Tenant
 ) -> None:
-    flood: list[Step] = [Send(delta("x" * 100_000)) for _ in range(300)]
-    door.backend.script([STREAM_HEAD, *flood, DONE])
+    door.backend.script([STREAM_HEAD, Send(delta("one")), *FLOOD, DONE])
 
     with streaming(door, alice) as client:
         request_id = client.request_id
@@ -181,8 +208,7 @@ def test_a_client_that_leaves_while_a_write_is_blocked_is_settled(
 
 
 def test_a_client_that_stops_reading_is_treated_as_gone(door: Door, alice: Tenant) -> None:
-    flood: list[Step] = [Send(delta("x" * 100_000)) for _ in range(300)]
-    door.backend.script([STREAM_HEAD, *flood, DONE])
+    door.backend.script([STREAM_HEAD, Send(delta("one")), *FLOOD, DONE])
 
     with streaming(door, alice) as client:
         assert door.record(client.request_id, within_s=10).status == "client_closed"

@@ -53,6 +53,8 @@ def principal(key_id: int) -> Principal:
         key_name="laptop",
         currency="TWD",
         timezone="Asia/Taipei",
+        bills_aborted="delivered",
+        bills_failed="nothing",
         allowed_models=None,
         expires_at=None,
     )

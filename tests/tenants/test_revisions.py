@@ -6,6 +6,8 @@ from tenants import revisions
 from tenants.models import ApiKey, Organization, Team
 from tests.tenants.conftest import NOON, Mint
 
+pytestmark = pytest.mark.usefixtures("empty_database")
+
 
 def principals() -> int:
     return revisions.read([revisions.PRINCIPALS])[revisions.PRINCIPALS]
@@ -23,7 +25,6 @@ def principals() -> int:
         "INSERT INTO tenants_team (organization_id, slug, name, is_active, created_at)"
         " SELECT DISTINCT organization_id, 'new', 'New', true, now() FROM tenants_team",
         "DELETE FROM tenants_apikey",
-        "TRUNCATE tenants_apikey",
         "MERGE INTO tenants_apikey USING (VALUES (1)) AS one ON true WHEN MATCHED THEN DELETE",
     ],
 )

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from django.core.management.base import CommandError, CommandParser
 from django.utils.timezone import now
 
-from tenants import console, expiry, keys
+from tenants import console, expiry
 from tenants.models import ApiKey, Organization
 
 
@@ -102,7 +102,7 @@ def _expiry(text: str | None, at: datetime, organization: Organization) -> datet
 
 def _find(text: str) -> ApiKey:
     """Find the key by its public id, or by as much of the key as the person has at hand."""
-    public_id = text.removeprefix(f"{keys.PREFIX}_").partition("_")[0]
+    public_id = console.public_id(text)
     found = ApiKey.objects.filter(public_id=public_id).first()
     if found is None:
         raise CommandError(f"There is no key {public_id!r}; `key list` shows the public ids.")

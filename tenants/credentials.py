@@ -1,4 +1,4 @@
-"""Credentials of backends, encrypted at rest.
+"""Secrets that must be sent or signed with, such as backends' credentials: encrypted at rest.
 
 The first key of TESSERA_CREDENTIAL_KEYS encrypts, all of them decrypt: prepend a new key to rotate.
 """
@@ -31,5 +31,5 @@ def decrypt(token: bytes) -> str:
         return _keyring(tuple(settings.CREDENTIAL_KEYS)).decrypt(bytes(token)).decode()
     except InvalidToken as error:
         raise ImproperlyConfigured(
-            "A backend's credential was encrypted with a key that is not in TESSERA_CREDENTIAL_KEYS."
+            "A stored secret was encrypted with a key that is not in TESSERA_CREDENTIAL_KEYS."
         ) from error

@@ -1,0 +1,24 @@
+"""The terms of a run that everyone knows: the model, its price, and who calls."""
+
+from dataclasses import dataclass
+
+MODEL = "vision"
+UPSTREAM_NAME = "faulty-vision"
+CURRENCY = "TWD"
+TOKENS_OUT_MAX = 64
+# Odd figures, so that no mistake cancels another. Micro-units per million tokens, and per request.
+RATES = {
+    "text_in_micro": 10_000_019,
+    "image_in_micro": 12_000_017,
+    "cached_in_micro": 5_000_011,
+    "out_micro": 30_000_001,
+    "request_micro": 70_003,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """One key, as a client has it."""
+
+    key_id: int
+    secret: str
