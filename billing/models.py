@@ -89,11 +89,16 @@ class OwnerKey(models.ForeignKey):  # type: ignore[type-arg]
     """Points at who or what a booking belongs to; its owner cannot be deleted through the ORM.
 
     PostgreSQL does not check it: four checks a row would double the cost of the hot path, and the ids come
-    from rows that are never deleted while bookings point at them.
+    from rows that are never deleted while bookings point at them. Nor is there an index that nothing reads.
     """
 
     def __init__(self, to: type[models.Model] | str, **kwargs: Any) -> None:
-        kwargs |= {"on_delete": models.PROTECT, "related_name": "+", "db_constraint": False}
+        kwargs |= {
+            "on_delete": models.PROTECT,
+            "related_name": "+",
+            "db_constraint": False,
+            "db_index": False,
+        }
         super().__init__(to, **kwargs)
 
 
@@ -128,16 +133,14 @@ class Hold(Booking):
     amount_pico = models.BigIntegerField(help_text="The worst case, in pico-units of the currency.")
     canvases = ArrayField(models.CharField(max_length=40), default=list)
     streamed = models.BooleanField()
-    process_id = models.UUIDField(
-        null=True, db_index=True, help_text="The gateway process that runs it."
-    )
+    process_id = models.UUIDField(null=True, help_text="The gateway process that runs it.")
     window_ids = ArrayField(models.BigIntegerField(), default=list)
     window_pico = ArrayField(models.BigIntegerField(), default=list)
     window_tokens = ArrayField(models.BigIntegerField(), default=list)
     idempotency_key = models.CharField(max_length=255, null=True)  # noqa: DJ001 - absent is not empty
     body_sha256 = models.CharField(max_length=64, null=True)  # noqa: DJ001
     held_at = models.DateTimeField(db_default=Now())
-    expires_at = models.DateTimeField(db_index=True)
+    expires_at = models.DateTimeField()
 
     class Meta:
         constraints = [
