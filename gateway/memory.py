@@ -13,7 +13,7 @@ COLLECT_AFTER_OBJECTS = 20_000
 
 
 def keep_freed() -> None:
-    """Let this process, and those it forks, keep up to KEPT_BYTES_MAX of what they freed. Needs glibc, or does nothing."""
+    """Let this process, and those it forks, keep up to KEPT_BYTES_MAX of what they freed; without glibc, do nothing."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES_MAX)

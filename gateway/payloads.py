@@ -19,10 +19,9 @@ class Lifted:
 
     def __init__(self, body: bytes, *, bytes_min: int = STRING_BYTES_MIN) -> None:
         self._bytes_min = bytes_min
-        self._token = secrets.token_hex(8).encode()
         self._strings: dict[bytes, memoryview] = {}
         self._taken: set[bytes] = set()
-        self.document = self._lift(body)
+        self.document = self._lift(body) if START in body else body
 
     def __bool__(self) -> bool:
         return bool(self._strings)
@@ -50,6 +49,7 @@ class Lifted:
         return b"".join((*parts, document))
 
     def _lift(self, body: bytes) -> bytes:
+        token = secrets.token_hex(8).encode()
         view = memoryview(body)
         parts: list[bytes | memoryview] = []
         done = position = 0
@@ -60,7 +60,7 @@ class Lifted:
                 break  # no JSON; the parser will say so
             if not begin or end - begin < self._bytes_min or body.find(b"\\", begin, end) >= 0:
                 continue
-            mark = b"%b-%d" % (self._token, len(self._strings))
+            mark = b"%b-%d" % (token, len(self._strings))
             self._strings[mark] = view[begin:end]
             parts += (view[done:begin], mark)
             done = end

@@ -209,8 +209,8 @@ class PrincipalCache:
     """Remember what keys were resolved to, least recently used out first.
 
     It knows them by a keyed hash of its own, with a secret that no other process has: a key that is remembered is
-    neither parsed nor digested again. Belongs to one event loop and does no I/O. `wall` tells when a key expires, `steady` how old the
-    last confirmation is.
+    neither parsed nor digested again. Belongs to one event loop and does no I/O. `wall` tells when a key expires,
+    `steady` how old the last confirmation is.
     """
 
     def __init__(
