@@ -21,16 +21,17 @@ GONE_S_MAX = 10.0
 
 
 @contextmanager
-def directory(prefix: str, *, keep: bool = False) -> Iterator[Path]:
-    """Yield a new directory that is ours while we live; sweep those whose owners are dead."""
+def directory(prefix: str) -> Iterator[Path]:
+    """Yield a new directory that is ours while we live, then remove it; sweep those whose owners are dead."""
     sweep(prefix)
     var = Path(tempfile.mkdtemp(prefix=prefix))
     owner = PidFile(var / OWNER)
     with owner.claim() as descriptor:
         owner.write(descriptor, os.getpid())
-        yield var
-    if not keep:
-        shutil.rmtree(var, ignore_errors=True)
+        try:
+            yield var
+        finally:
+            shutil.rmtree(var, ignore_errors=True)
 
 
 def sweep(prefix: str) -> list[Path]:
