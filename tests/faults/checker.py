@@ -319,5 +319,9 @@ def _amount(row: Row) -> int:
     out = row["tokens_out"] * RATES["out_micro"]
     if _is_nothing(row):
         return 0
-    by_policy = {"delivered": prompt + out + FEE_PICO, "prompt": prompt + FEE_PICO, "nothing": 0}
+    by_policy: dict[str, int] = {
+        "delivered": prompt + out + FEE_PICO,
+        "prompt": prompt + FEE_PICO,
+        "nothing": 0,
+    }
     return by_policy[row["policy"] or "delivered"]

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from demo.child import Cancelled, Child, StartFailed
@@ -217,7 +217,7 @@ class Killer:
     async def _postgres_stopped(self, draw: random.Random) -> str:
         return await self._stop(self._stage.postgres_all(), draw.uniform(*STOPPED_S))
 
-    async def _stop(self, pids: list[int | None], seconds: float) -> str:
+    async def _stop(self, pids: Sequence[int | None], seconds: float) -> str:
         kill(*pids, number=signal.SIGSTOP)
         try:
             await asyncio.sleep(seconds)
@@ -246,10 +246,10 @@ class Killer:
                 return
 
 
-def _any(pids: list[int], draw: random.Random) -> list[int | None]:
+def _any(pids: list[int], draw: random.Random) -> list[int]:
     return [draw.choice(pids)] if pids else []
 
 
-def _pids(pids: list[int | None]) -> str:
+def _pids(pids: Sequence[int | None]) -> str:
     found = [str(pid) for pid in pids if pid is not None]
     return found[0] if len(found) == 1 else f"{len(found)} processes" if found else ""
