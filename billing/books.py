@@ -69,6 +69,8 @@ OVERRUNS = f"""
            coalesce(overage.released_tokens, 0) AS released_tokens,
            greatest(w.opened_pico - b.limit_micro::numeric * 1000000, 0) AS opened_pico,
            greatest(w.opened_tokens - b.limit_tokens, 0) AS opened_tokens,
+           coalesce(overage.early_pico, 0) + coalesce(early.pico, 0) AS early_pico,
+           coalesce(overage.early_tokens, 0) + coalesce(early.tokens, 0) AS early_tokens,
            EXISTS (
                SELECT FROM tenants_auditentry e
                WHERE e.subject_type = 'billing.budget' AND e.subject_id = b.id::text AND e.at >= w.starts_at
@@ -82,12 +84,19 @@ OVERRUNS = f"""
                sum(greatest(u.amount_pico, 0)) FILTER (WHERE u.kind = 'adjustment') AS late_pico,
                sum(greatest({TOKENS}, 0)) FILTER (WHERE u.kind = 'adjustment') AS late_tokens,
                sum(u.amount_pico) FILTER (WHERE released.at IS NOT NULL) AS released_pico,
-               sum({TOKENS}) FILTER (WHERE released.at IS NOT NULL) AS released_tokens
+               sum({TOKENS}) FILTER (WHERE released.at IS NOT NULL) AS released_tokens,
+               sum(u.amount_pico) FILTER (WHERE u.held_at < w.opened_at) AS early_pico,
+               sum({TOKENS}) FILTER (WHERE u.held_at < w.opened_at) AS early_tokens
         FROM billing_usagerecord u
         LEFT JOIN tenants_auditentry released ON released.subject_type = 'billing.hold'
             AND released.action = 'hold.release' AND released.subject_id = u.request_id::text
         WHERE u.organization_id = b.organization_id AND u.recorded_at >= w.starts_at AND w.id = ANY(u.window_ids)
     ) overage ON true
+    LEFT JOIN LATERAL (
+        SELECT sum(s.pico) AS pico, sum(s.tokens) AS tokens
+        FROM billing_hold h, unnest(h.window_ids, h.window_pico, h.window_tokens) s (id, pico, tokens)
+        WHERE s.id = w.id AND h.held_at < w.opened_at
+    ) early ON true
     WHERE {IN_BUDGETS}
       AND (w.spent_pico + w.held_pico > b.limit_micro::numeric * 1000000
            OR w.spent_tokens + w.held_tokens > b.limit_tokens)
@@ -133,8 +142,9 @@ INVARIANTS: dict[str, tuple[str, str]] = {
                 over_tokens) AS example
             FROM ({OVERRUNS}) w
             WHERE NOT is_changed
-              AND (over_pico > overage_pico + late_pico + released_pico + opened_pico
-                   OR over_tokens > overage_tokens + late_tokens + released_tokens + opened_tokens)""",
+              AND (over_pico > overage_pico + late_pico + released_pico + opened_pico + early_pico
+                   OR over_tokens > overage_tokens + late_tokens + released_tokens + opened_tokens
+                                    + early_tokens)""",
     ),
     "amount_is_rated": (
         "each usage record costs what its tokens, price and policy make",
@@ -286,6 +296,7 @@ def _overrun(row: dict[str, int]) -> Overrun:
         "late truths: estimates were corrected upwards": row["late_pico"] or row["late_tokens"],
         "holds were released by hand": row["released_pico"] or row["released_tokens"],
         "booked before the budget stood": row["opened_pico"] or row["opened_tokens"],
+        "requests ran when the budget was set": row["early_pico"] or row["early_tokens"],
         "the budget was changed": row["is_changed"],
     }
     return Overrun(
