@@ -127,6 +127,7 @@ END $$;
 """
 
 # Reserving and settling wait behind this lock for as long as it is asked for and held, so it is asked for briefly.
+# Both take theirs before they look at anything.
 STOP_BOOKINGS = """
 CREATE FUNCTION billing_stop_bookings() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -144,20 +145,6 @@ BEGIN
     END LOOP;
     RAISE EXCEPTION 'the books are too busy to set a budget now: try again' USING ERRCODE = 'lock_not_available';
 END $$;
-"""
-
-# A reserve looks which budgets there are, then makes its holds: none may begin to be enforced in between. Settling
-# locks the holds first anyway.
-LOCK_FIRST = """
-DO $patch$
-DECLARE
-    definition text := pg_get_functiondef('billing_reserve_batch(json)'::regprocedure);
-    patched text := regexp_replace(
-        definition, E'\\nBEGIN\\n', E'\\nBEGIN\\n    LOCK TABLE billing_hold IN ROW EXCLUSIVE MODE;\\n');
-BEGIN
-    ASSERT patched <> definition, 'billing_reserve_batch has no BEGIN on a line of its own';
-    EXECUTE patched;
-END $patch$;
 """
 
 TRIGGER = """
@@ -183,7 +170,7 @@ def begin_those_there_are(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0007_alerts")]
+    dependencies = [("billing", "0008_booking_costs_less")]
 
     operations = [
         migrations.AddField(
@@ -198,7 +185,6 @@ class Migration(migrations.Migration):
         migrations.RunSQL(OPEN_WINDOWS),
         migrations.RunSQL(WINDOWS_OVER),
         migrations.RunSQL(STOP_BOOKINGS),
-        migrations.RunSQL(LOCK_FIRST),
         migrations.RunSQL(BEGIN_BUDGET),
         migrations.RunSQL(TRIGGER),
         migrations.RunPython(begin_those_there_are, migrations.RunPython.noop),
