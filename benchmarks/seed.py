@@ -62,7 +62,7 @@ def _new_key(*, is_watched: bool) -> str:
     team = Team.objects.create(organization=organization, name="Bench", slug="bench")
     key, raw = ApiKey.mint(team=team, name="bench", by=None, at=datetime.now(UTC))
     if is_watched:
-        owner = {"organization": organization}
+        owner: dict[str, Any] = {"organization": organization}
         for more in ({}, {"team": team}, {"key": key}):
             owner |= more
             _watch(**owner)
