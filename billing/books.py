@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.db import connection
 
+from billing import rollups
+
 EXAMPLES_MAX = 10
 REAP_SLACK_S = 60  # the reaper comes every ten seconds
 
@@ -31,6 +33,10 @@ def _rated(policy: str, text: str, image: str, cached: str, out: str) -> str:
             + p.request_micro::numeric * 1000000 END"""
 
 
+def _columns(table: str, names: str) -> str:
+    return ", ".join(f"{table}.{name}" for name in names.split(", "))
+
+
 RATED_USAGE = _rated(
     "u.policy", "u.tokens_in_text", "u.tokens_in_image", "u.tokens_in_cached", "u.tokens_out"
 )
@@ -38,6 +44,12 @@ RATED_TRUTH = _rated(
     "a.policy",
     *(f"u.{kind} + a.{kind}" for kind in TOKENS.split(" + ")),
 )
+
+RATED_ROLLUP = """
+    (u.billed_in_text::numeric * p.text_in_micro + u.billed_in_image::numeric * p.image_in_micro
+     + u.billed_in_cached::numeric * p.cached_in_micro + u.billed_out::numeric * p.out_micro
+     + u.billed_requests::numeric * p.request_micro * 1000000)
+"""
 
 WINDOW_SUMS = f"""
     SELECT w.*, b.organization_id, b.limit_micro, b.limit_tokens,
@@ -111,6 +123,18 @@ OWNED = """
 MISSING = """
     concat_ws(', ', CASE WHEN o.id IS NULL THEN 'organization' END, CASE WHEN t.id IS NULL THEN 'team' END,
               CASE WHEN k.id IS NULL THEN 'key' END, CASE WHEN p.id IS NULL THEN 'price' END)
+"""
+
+# Quarters that were booked in since the rollups were last recomputed are not compared: their turn is to come.
+ROLLUPS = f"""
+    SELECT coalesce(l.organization_id, r.organization_id) AS organization_id, coalesce(l.bucket, r.bucket) AS bucket,
+           r.amount_pico AS is_pico, l.amount_pico AS should_pico
+    FROM ({rollups.LEDGER.format(source="billing_usagerecord u", condition=IN_USAGE)}) l
+    FULL JOIN (SELECT * FROM billing_rollup u WHERE {IN_USAGE}) r USING ({rollups.KEYS})
+    WHERE ({_columns("l", rollups.SUMS)}) IS DISTINCT FROM ({_columns("r", rollups.SUMS)})
+"""
+RECOMPUTED_UNTIL = f"""
+    coalesce((SELECT recorded_until FROM billing_rollupmark) - interval '{rollups.OVERLAP_S} seconds', '-infinity')
 """
 
 # Each selects one column, `example`: what is broken, in a line.
@@ -231,6 +255,30 @@ INVARIANTS: dict[str, tuple[str, str]] = {
                 AND b.organization_id = row.organization_id AND (b.team_id IS NULL OR b.team_id = row.team_id)
                 AND (b.key_id IS NULL OR b.key_id = row.key_id)
             WHERE b.id IS NULL""",
+    ),
+    "rollups_are_the_ledger": (
+        "the rollups of each quarter of an hour are what was booked in it",
+        f"""SELECT format('organization %%s from %%s: %%s pico-units, should be %%s', organization_id, bucket,
+                is_pico, should_pico) AS example
+            FROM ({ROLLUPS}) w
+            WHERE NOT EXISTS (
+                SELECT FROM billing_usagerecord t
+                WHERE t.organization_id = w.organization_id AND t.recorded_at >= {RECOMPUTED_UNTIL}
+                  AND t.billed_at >= w.bucket AND t.billed_at < w.bucket + interval '15 minutes')""",
+    ),
+    "rollups_are_rated": (
+        "each rollup costs what its billed tokens and requests cost at its price",
+        f"""SELECT format('organization %%s from %%s: %%s pico-units', u.organization_id, u.bucket, u.amount_pico)
+                AS example
+            FROM billing_rollup u JOIN billing_price p ON p.id = u.price_id
+            WHERE {IN_USAGE} AND u.amount_pico <> {RATED_ROLLUP}""",
+    ),
+    "billed_in_an_open_period": (
+        "a usage record is billed when it was received, or later if that period was closed",
+        f"""SELECT format('%%s: received %%s, billed %%s', request_id, received_at, billed_at) AS example
+            FROM billing_usagerecord u LEFT JOIN billing_account a ON a.organization_id = u.organization_id
+            WHERE {IN_USAGE} AND (u.billed_at < u.received_at
+                  OR (u.billed_at > u.received_at AND u.billed_at > coalesce(a.closed_until, 'epoch')))""",
     ),
 }
 

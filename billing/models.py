@@ -7,82 +7,40 @@ through the ORM; triggers keep prices and usage records append-only whoever writ
 from typing import Any
 
 from django.contrib.postgres.fields import ArrayField
-from django.core.validators import MinValueValidator, RegexValidator
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
-from django.utils import timezone
 
+from billing.accounts import Account, InvoiceLanguage
 from billing.alerts import Alert, AlertChannel, AlertDelivery
 from billing.budgets import Budget, BudgetWindow, Period
 from billing.idempotency import IdempotentRequest
+from billing.price_lists import MICRO_MAX, Allowance, Price, PriceList, PriceTier
 from tenants.models import ApiKey, Organization, Team
 
 __all__ = [
+    "MICRO_MAX",
+    "Account",
     "Alert",
     "AlertChannel",
     "AlertDelivery",
+    "Allowance",
     "Budget",
     "BudgetWindow",
     "GatewayProcess",
     "Hold",
     "IdempotentRequest",
+    "InvoiceLanguage",
     "Period",
     "Price",
+    "PriceList",
+    "PriceTier",
     "Reconciliation",
+    "Rollup",
+    "RollupMark",
     "UsageRecord",
 ]
-
-MICRO_MAX = 10**12  # a million currency units per million tokens: beyond any price, within 64 bits
-
-
-class Price(models.Model):
-    """A version of a model's price in one currency, from `effective_from` on. Never edited: a new version follows.
-
-    All amounts are micro-units of the currency per million tokens (12.50 per million = 12500000).
-    """
-
-    model_name = models.CharField(max_length=200)
-    currency = models.CharField(
-        max_length=3,
-        validators=[RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters, such as TWD.")],
-    )
-    text_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
-    image_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
-    cached_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
-    out_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
-    request_micro = models.BigIntegerField(
-        default=0, validators=[MinValueValidator(0)], help_text="Micro-units per request, on top."
-    )
-    effective_from = models.DateTimeField(default=timezone.now)
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
-
-    class Meta:
-        ordering = ["model_name", "currency", "-effective_from"]
-        constraints = [
-            models.UniqueConstraint(
-                fields=["model_name", "currency", "effective_from"], name="price_version_once"
-            ),
-            models.CheckConstraint(
-                condition=Q(currency__regex=r"^[A-Z]{3}$"), name="price_currency_is_iso"
-            ),
-            *(
-                models.CheckConstraint(
-                    condition=Q(**{f"{field}__gte": 0, f"{field}__lte": MICRO_MAX}),
-                    name=f"price_{field}_in_range",
-                )
-                for field in (
-                    "text_in_micro",
-                    "image_in_micro",
-                    "cached_in_micro",
-                    "out_micro",
-                    "request_micro",
-                )
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.model_name} in {self.currency} from {self.effective_from:%Y-%m-%d %H:%M}"
 
 
 class OwnerKey(models.ForeignKey):  # type: ignore[type-arg]
@@ -182,6 +140,7 @@ class UsageKind(models.TextChoices):
 class UsageRecord(Booking):
     """One row of the ledger: what was used and what it costs. Written once, never changed, never any content.
 
+    The table is partitioned by month, by the time in `request_id`; a primary key is all that is unique in it.
     A request has one row of kind `usage`. If that was an estimate and the truth came later, a row of kind
     `adjustment` holds the difference, which may be negative.
     """
@@ -231,11 +190,16 @@ class UsageRecord(Booking):
     first_byte_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField()
     recorded_at = models.DateTimeField(db_default=Now(), help_text="By the database's clock.")
+    billed_at = models.DateTimeField(
+        help_text="Decides its period: when it was received, unless that period was closed."
+    )
 
     class Meta:
         ordering = ["-request_id"]
         indexes = [
             models.Index(fields=["organization", "recorded_at"], name="usage_by_organization"),
+            models.Index(fields=["organization", "billed_at"], name="usage_by_period"),
+            BrinIndex(fields=["recorded_at"], name="usage_recorded", autosummarize=True),
             models.Index(fields=["key", "recorded_at"], name="usage_by_key"),
             models.Index(
                 fields=["recorded_at"],
@@ -267,9 +231,69 @@ class UsageRecord(Booking):
         return f"usage {self.request_id}"
 
     @property
+    def is_late(self) -> bool:
+        """Say whether it came after its period was closed, and so is billed in a later one."""
+        return self.billed_at > self.received_at
+
+    @property
     def overage_pico(self) -> int:
         """Return by how much the amount passed what was held."""
         return max(0, self.amount_pico - self.held_pico)
+
+
+class Rollup(models.Model):
+    """What the ledger has of one quarter of an hour, by team, key, model and price. Only `billing.rollups` writes it.
+
+    `tokens_…` is what was used, `billed_…` what of it is billed by the organization's rules for broken answers.
+    """
+
+    bucket = models.DateTimeField(help_text="When its quarter begins, by `billed_at`.")
+    organization = OwnerKey(Organization)
+    team = OwnerKey(Team)
+    key = OwnerKey(ApiKey)
+    model_name = models.CharField(max_length=200)
+    price = OwnerKey(Price)
+    is_late = models.BooleanField(help_text="Received in a period that was closed before.")
+    requests = models.BigIntegerField()
+    images = models.BigIntegerField()
+    tokens_in_text = models.BigIntegerField()
+    tokens_in_image = models.BigIntegerField()
+    tokens_in_cached = models.BigIntegerField()
+    tokens_out = models.BigIntegerField()
+    billed_requests = models.BigIntegerField()
+    billed_images = models.BigIntegerField()
+    billed_in_text = models.BigIntegerField()
+    billed_in_image = models.BigIntegerField()
+    billed_in_cached = models.BigIntegerField()
+    billed_out = models.BigIntegerField()
+    amount_pico = models.DecimalField(max_digits=30, decimal_places=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=[
+                    *("organization", "bucket", "team", "key"),
+                    *("model_name", "price", "is_late"),
+                ],
+                name="rollup_once",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_name} from {self.bucket:%Y-%m-%d %H:%M}"
+
+
+class RollupMark(models.Model):
+    """Up to when the ledger was read for the rollups, by `recorded_at`. One row."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    recorded_until = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="rollup_mark_is_one")]
+
+    def __str__(self) -> str:
+        return f"read until {self.recorded_until:%Y-%m-%d %H:%M:%S}"
 
 
 class GatewayProcess(models.Model):

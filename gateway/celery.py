@@ -11,10 +11,12 @@ app = Celery("tessera")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["billing"])
 app.conf.beat_schedule = {
+    "create-partitions": {"task": "billing.tasks.create_partitions", "schedule": 3600.0},
     "purge-idempotent-requests": {
         "task": "billing.tasks.purge_idempotent_requests",
         "schedule": 600.0,
     },
+    "recompute-rollups": {"task": "billing.tasks.recompute_rollups", "schedule": 60.0},
     "reap-holds": {"task": "billing.tasks.reap_holds", "schedule": 10.0},
     "reconcile": {"task": "billing.tasks.reconcile", "schedule": 600.0},
     "raise-alerts": {"task": "billing.tasks.raise_alerts", "schedule": 15.0},
