@@ -99,7 +99,7 @@ class Books(Collector):
 _RECENT_HELP = f"Requests received in the last {RECENT_S} s, by how they are booked."
 
 
-def _rows(query: str, *parameters: object) -> list[tuple]:  # type: ignore[type-arg]
+def _rows(query: str, *parameters: int) -> list[tuple]:  # type: ignore[type-arg]
     with connection.cursor() as cursor:
         cursor.execute(query, parameters)
         return list(cursor.fetchall())

@@ -137,6 +137,6 @@ def alert(stands: Any) -> Alert:
     )
 
 
-def by_hand(statement: str, *parameters: object) -> None:
+def by_hand(statement: str, *parameters: int) -> None:
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
