@@ -36,8 +36,9 @@ async def admit(request: DataPlaneRequest, job: Job) -> Admission:
 
 async def tell_limits(request: DataPlaneRequest) -> None:
     """Put the limits over all models on an answer that no limit was asked for: an error before, a list, an account."""
-    if request.principal is not None and not request.answer_headers:
-        request.answer_headers |= headers(await request.plane.limiter.glance(request.principal))
+    principal = request.principal
+    if principal is not None and principal.limits and not request.answer_headers:
+        request.answer_headers |= headers(await request.plane.limiter.glance(principal))
 
 
 def headers(admission: Admission) -> dict[str, str]:
