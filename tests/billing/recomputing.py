@@ -14,6 +14,7 @@ from billing import rollups  # noqa: E402 - needs the models
 
 
 def main() -> None:
+    rollups.BUCKETS_AT_ONCE_MAX = 8  # many transactions, so that there is much to interrupt
     for _ in sys.stdin:
         pid = os.fork()  # nothing has a connection yet
         if not pid:
