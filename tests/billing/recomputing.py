@@ -1,9 +1,10 @@
 """Workers that recompute the rollups, to be killed: `python -m tests.billing.recomputing`.
 
-For each line on its standard input it forks one, says its process id, and then how it ended: 0, or minus the signal.
+For each line on its standard input it forks one, and says its process id. One that is done waits to be killed.
 """
 
 import os
+import signal
 import sys
 
 import django
@@ -19,15 +20,10 @@ def main() -> None:
         pid = os.fork()  # nothing has a connection yet
         if not pid:
             rollups.recompute(everything=True)
-            os._exit(0)
-        _say(pid)
-        _, status = os.waitpid(pid, 0)
-        _say(os.waitstatus_to_exitcode(status))
-
-
-def _say(number: int) -> None:
-    sys.stdout.write(f"{number}\n")
-    sys.stdout.flush()
+            signal.pause()
+        sys.stdout.write(f"{pid}\n")
+        sys.stdout.flush()
+        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
