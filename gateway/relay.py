@@ -135,6 +135,9 @@ class Exchange:
         A client that leaves once its request is with the backend pays for its prompt, as that work is done.
         """
         self._call.close()
+        await self._let_go()
+
+    async def _let_go(self) -> None:
         if not self._is_held:
             return
         stopped = self._call.stopped
@@ -205,6 +208,7 @@ class Exchange:
         if self._call.stopped is Stop.CLIENT_LEFT:
             return
         if self._call.stopped is not None:
+            await self._let_go()  # first, so that who asks again finds that it has ended
             yield error_event(self._call.interruption().envelope())
             return
 
