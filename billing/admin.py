@@ -44,6 +44,13 @@ class PriceForm(forms.ModelForm):  # type: ignore[type-arg]
         required=False, widget=AdminSplitDateTime, help_text="In UTC; empty for now."
     )
 
+    def clean(self) -> dict[str, Any] | None:
+        """A price is in the currency of its list."""
+        cleaned = super().clean()
+        if cleaned and cleaned.get("price_list"):
+            self.instance.currency = cleaned["price_list"].currency
+        return cleaned
+
     def clean_effective_from(self) -> datetime:
         starts: datetime | None = self.cleaned_data["effective_from"]
         if starts and starts < now():
@@ -71,13 +78,14 @@ class PriceAdmin(AuditedAdmin[Price]):
     """A price is corrected by a new version: added, never changed. Amounts are per million tokens."""
 
     form = PriceForm
-    list_display = ["model_name", "currency", "effective_from", *AMOUNTS]
-    list_filter = ["currency"]
+    list_display = ["model_name", "price_list", "currency", "effective_from", *AMOUNTS]
+    list_select_related = ["price_list"]
+    list_filter = ["currency", "price_list"]
     search_fields = ["model_name"]
 
     def get_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
         kinds = list(KINDS.values()) if obj is None else AMOUNTS
-        return ["model_name", "currency", "effective_from", *kinds]
+        return ["price_list", "model_name", "effective_from", *kinds]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
         return [] if obj is None else self.get_fields(request, obj)

@@ -7,82 +7,37 @@ through the ORM; triggers keep prices and usage records append-only whoever writ
 from typing import Any
 
 from django.contrib.postgres.fields import ArrayField
-from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
-from django.utils import timezone
 
+from billing.accounts import Account, InvoiceLanguage
 from billing.alerts import Alert, AlertChannel, AlertDelivery
 from billing.budgets import Budget, BudgetWindow, Period
 from billing.idempotency import IdempotentRequest
+from billing.price_lists import MICRO_MAX, Allowance, Price, PriceList, PriceTier
 from tenants.models import ApiKey, Organization, Team
 
 __all__ = [
+    "MICRO_MAX",
+    "Account",
     "Alert",
     "AlertChannel",
     "AlertDelivery",
+    "Allowance",
     "Budget",
     "BudgetWindow",
     "GatewayProcess",
     "Hold",
     "IdempotentRequest",
+    "InvoiceLanguage",
     "Period",
     "Price",
+    "PriceList",
+    "PriceTier",
     "Reconciliation",
     "UsageRecord",
 ]
-
-MICRO_MAX = 10**12  # a million currency units per million tokens: beyond any price, within 64 bits
-
-
-class Price(models.Model):
-    """A version of a model's price in one currency, from `effective_from` on. Never edited: a new version follows.
-
-    All amounts are micro-units of the currency per million tokens (12.50 per million = 12500000).
-    """
-
-    model_name = models.CharField(max_length=200)
-    currency = models.CharField(
-        max_length=3,
-        validators=[RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters, such as TWD.")],
-    )
-    text_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
-    image_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
-    cached_in_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
-    out_micro = models.BigIntegerField(validators=[MinValueValidator(0)])
-    request_micro = models.BigIntegerField(
-        default=0, validators=[MinValueValidator(0)], help_text="Micro-units per request, on top."
-    )
-    effective_from = models.DateTimeField(default=timezone.now)
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
-
-    class Meta:
-        ordering = ["model_name", "currency", "-effective_from"]
-        constraints = [
-            models.UniqueConstraint(
-                fields=["model_name", "currency", "effective_from"], name="price_version_once"
-            ),
-            models.CheckConstraint(
-                condition=Q(currency__regex=r"^[A-Z]{3}$"), name="price_currency_is_iso"
-            ),
-            *(
-                models.CheckConstraint(
-                    condition=Q(**{f"{field}__gte": 0, f"{field}__lte": MICRO_MAX}),
-                    name=f"price_{field}_in_range",
-                )
-                for field in (
-                    "text_in_micro",
-                    "image_in_micro",
-                    "cached_in_micro",
-                    "out_micro",
-                    "request_micro",
-                )
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.model_name} in {self.currency} from {self.effective_from:%Y-%m-%d %H:%M}"
 
 
 class OwnerKey(models.ForeignKey):  # type: ignore[type-arg]

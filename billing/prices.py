@@ -29,7 +29,9 @@ def amounts(price: Price) -> dict[str, str]:
 
 def in_force(model_name: str, currency: str, at: datetime) -> Price | None:
     """Return the version that a request of that moment is booked at."""
-    versions = Price.objects.filter(model_name=model_name, currency=currency)
+    versions = Price.objects.filter(
+        model_name=model_name, price_list__currency=currency, price_list__is_default=True
+    )
     return versions.filter(effective_from__lte=at).order_by("-effective_from").first()
 
 

@@ -5,7 +5,7 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from billing.models import Price
+from billing.models import Price, PriceList
 from gateway import console
 from gateway.models import Backend, Model, Route
 from tenants.models import AuditEntry
@@ -71,8 +71,8 @@ def route_form(route: Route, **fields: Any) -> dict[str, Any]:
 
 def price_form(**fields: Any) -> dict[str, Any]:
     return {
+        "price_list": PriceList.standard("TWD").pk,
         "model_name": "vlm",
-        "currency": "TWD",
         "text_in_micro": "12.5",
         "image_in_micro": "15",
         "cached_in_micro": "6",

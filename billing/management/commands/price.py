@@ -8,10 +8,11 @@ from itertools import groupby
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
+from django.db import transaction
 from django.utils.timezone import now
 
 from billing import prices
-from billing.models import Price
+from billing.models import Price, PriceList
 from billing.worked_example import KINDS
 from tenants import console
 
@@ -62,13 +63,15 @@ class Command(console.NounCommand):
         listing.set_defaults(act=self.list)
 
     def set(self, **options: Any) -> None:
-        price = _price(options, now())
-        price.full_clean()
-        self._show_meaning(price)
-        if options["dry_run"]:
-            self.tell("Nothing was saved.")
-            return
-        console.create(price)
+        with transaction.atomic():
+            price = _price(options, now())
+            price.full_clean()
+            self._show_meaning(price)
+            if options["dry_run"]:
+                transaction.set_rollback(True)
+                self.tell("Nothing was saved.")
+                return
+            console.create(price)
         self.tell(f"Saved: {price} UTC, until a later version takes over.")
 
     def list(self, **options: Any) -> None:
@@ -102,6 +105,7 @@ def _price(options: dict[str, Any], at: datetime) -> Price:
         raise CommandError("--from has passed: a price cannot reach back to what is booked.")
     cached_in = options["cached_in"]
     return Price(
+        price_list=PriceList.standard(options["currency"]),
         model_name=options["model"],
         currency=options["currency"],
         text_in_micro=options["text_in"],
