@@ -19,7 +19,7 @@ from django.core.management import call_command  # noqa: E402
 from benchmarks import work  # noqa: E402
 from benchmarks.backend import HOST  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
-from billing.models import Price  # noqa: E402
+from billing.models import Price, PriceList  # noqa: E402
 from gateway.models import Backend, Model, Route  # noqa: E402
 from tenants.models import ApiKey, Organization, Team  # noqa: E402
 
@@ -42,6 +42,7 @@ def _add_model(each: Work, base_url: str) -> None:
     upstream = work.UPSTREAM_NAME if each.is_renamed else ""
     Route.objects.create(model=model, backend=backend, backend_model=upstream)
     Price.objects.create(
+        price_list=PriceList.standard(CURRENCY),
         model_name=each.model,
         currency=CURRENCY,
         text_in_micro=work.TEXT_IN_MICRO,

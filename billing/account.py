@@ -11,7 +11,7 @@ from django.db.models import Count, Q, Sum
 
 from billing import prices, standing
 from billing.budgets import Budget, BudgetWindow
-from billing.models import Hold, UsageKind, UsageRecord
+from billing.models import Hold, PriceList, UsageKind, UsageRecord
 from tenants.principals import Principal
 
 BUDGETS_MAX = 100
@@ -97,7 +97,8 @@ def _usual_image(principal: Principal, at: datetime) -> UsualImage | None:
     if not found:
         return None
     ((model_name, _),) = Counter(name for name, _ in found).most_common(1)
-    price = prices.in_force(model_name, principal.currency, at)
+    own = PriceList.objects.filter(accounts__organization=principal.organization_id).first()
+    price = prices.in_force(model_name, principal.currency, at, price_list=own)
     return UsualImage(
         tokens=median_low(tokens for _, tokens in found),
         model_name=model_name,

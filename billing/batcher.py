@@ -5,7 +5,7 @@ gathers, so that batches grow with the load and a lone request waits for nobody.
 unknown (the connection broke) is sent again; the functions that it calls are idempotent by request id.
 A batch that the database refuses is halved until the one bad row stands alone.
 
-Nobody waits here for longer than they want: whoever gave a row up has its future cancelled, and the row is
+Nobody waits here for longer than they want: whoever gives a row up ends its future, and the row is
 dropped. While PostgreSQL is away the batcher tries to connect until it is back, with or without work.
 """
 
@@ -41,6 +41,9 @@ CONNECTION: dict[str, str | int] = {
 }
 # The faults of the store, not of a row: all else that PostgreSQL says is said of what it was given.
 AWAY = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, OSError)
+# Every query in the booking functions goes by a key: one plan serves them all, and it must not be one that was made
+# while a table was empty. Compiling a statement takes longer than any of them runs.
+PLANS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
 # Ends what a connection that we gave up may still be doing, so that it cannot write after we said it did not.
 END_ABANDONED = """
     SELECT pid::text, pg_terminate_backend(pid)::text FROM pg_stat_activity
@@ -147,7 +150,7 @@ class Batcher:
             await self._connection.close()
 
     def put(self, request_id: UUID, body: bytes) -> asyncio.Future[str]:
-        """Queue a row, in JSON; the future gives its outcome. Cancel it to give the row up.
+        """Queue a row, in JSON; the future gives its outcome. Set or cancel it to give the row up.
 
         Raises StoreUnavailable at once if the queue is full, or if rows are not kept while the database is away.
         """
@@ -273,10 +276,8 @@ class Batcher:
         )
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                connection = await psycopg.AsyncConnection.connect(
-                    self._dsn,
-                    autocommit=True,
-                )
+                connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+                await connection.execute(PLANS)
         finally:
             doubt.cancel()
         if self._silent_pid is not None:

@@ -274,15 +274,14 @@ class Bookkeeper:
     ) -> str:
         done = batcher.put(row.request_id, msgspec.json.encode(row))
         # Not asyncio.timeout: it raises also where the outcome came in the same turn of the loop, and a hold that
-        # was made would be forgotten.
-        await asyncio.wait({done}, timeout=timeout_s)
-        if not done.done():
-            done.cancel()
-            raise StoreUnavailable("the database did not answer in time")
+        # was made would be forgotten. Here whoever comes first decides.
+        timer = asyncio.get_running_loop().call_later(timeout_s, _give_up, done)
         try:
-            return done.result()
+            return await done
         except RowRefused as error:
             raise StoreUnavailable("the database refused the row") from error
+        finally:
+            timer.cancel()
 
     def _give_back(self, request_id: UUID) -> None:
         """Void a hold that may have been written although its request was refused."""
@@ -351,3 +350,9 @@ class Bookkeeper:
             for record, outcome in zip(records, outcomes, strict=True)
             if isinstance(outcome, RowRefused)
         ]
+
+
+def _give_up(done: asyncio.Future[str]) -> None:
+    """Wait no longer for a row's outcome; the batcher drops the row, or what became of it is undone."""
+    if not done.done():
+        done.set_exception(StoreUnavailable("the database did not answer in time"))

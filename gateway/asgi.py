@@ -13,6 +13,7 @@ from django.core.asgi import get_asgi_application
 control_plane = get_asgi_application()
 
 # Django must be set up before anything that touches its models is imported.
+from gateway import memory  # noqa: E402
 from gateway.api.requests import Receive, Scope, Send  # noqa: E402
 from gateway.api.urls import PREFIXES  # noqa: E402
 from gateway.handler import DataPlaneHandler  # noqa: E402
@@ -24,6 +25,7 @@ LAST_WRITES_S = (
     3  # what a client that reads needs to be told the end, and the server to see it gone
 )
 DATA_PLANE_PATHS = ("/healthz", *(f"/{prefix}" for prefix in PREFIXES))
+BELOW_THEM = tuple(f"{path}/" for path in DATA_PLANE_PATHS)
 
 
 class Application:
@@ -54,6 +56,7 @@ class Application:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         self._watch_for_sigterm(self._plane)
+        memory.freeze_loaded()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._plane.stop()
@@ -84,7 +87,7 @@ async def _leave_anyway(plane: DataPlane) -> None:
 
 def is_data_plane(path: str) -> bool:
     """Return whether the path is one of the data plane's prefixes or below it."""
-    return any(path == prefix or path.startswith(f"{prefix}/") for prefix in DATA_PLANE_PATHS)
+    return path.startswith(BELOW_THEM) or path in DATA_PLANE_PATHS
 
 
 application = Application()

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from billing.models import Price
+from billing import prices
+from billing.models import Account, Price, PriceList
 from billing.rating import Rates
 from gateway.counting import counters
 from gateway.counting.counters import Counter
@@ -69,7 +70,9 @@ class Catalog:
 
     revision: int
     models: dict[str, ModelEntry]
-    rates: dict[tuple[str, str], tuple[Rates, ...]]  # (model, currency) → versions, oldest first
+    rates: dict[tuple[int, str], tuple[Rates, ...]]  # (price list, model) → versions, oldest first
+    default_lists: dict[str, int]  # currency → price list
+    own_lists: dict[int, int]  # organization → price list, where it has one
 
     @property
     def backends(self) -> set[BackendEntry]:
@@ -93,16 +96,29 @@ class Catalog:
         allowed = principal.allowed_models
         return [entry for name, entry in self.models.items() if allowed is None or name in allowed]
 
-    def rates_for(self, model: ModelEntry, currency: str, at: datetime) -> Rates:
-        """Return the price version in force at that instant. Raises ModelNotPriced if there is none."""
-        versions = self.rates.get((model.name, currency), ())
+    def rates_for(
+        self, model: ModelEntry, organization_id: int, currency: str, at: datetime
+    ) -> Rates:
+        """Return the price version in force at that instant: of the organization's own list, else of the default one.
+
+        Raises ModelNotPriced if neither has one in that currency, which is the organization's.
+        """
+        own, default = self.own_lists.get(organization_id), self.default_lists.get(currency)
+        for price_list_id in (own, default):
+            rates = self._in_force(price_list_id, model.name, at)
+            if rates is not None and rates.currency == currency:
+                return rates
+        raise ModelNotPriced(
+            f"The model {model.name!r} has no price in {currency} yet; ask the operator of this gateway.",
+            param="model",
+        )
+
+    def _in_force(self, price_list_id: int | None, model_name: str, at: datetime) -> Rates | None:
+        if price_list_id is None:
+            return None
+        versions = self.rates.get((price_list_id, model_name), ())
         index = bisect_right(versions, at, key=lambda rates: rates.effective_from)
-        if not index:
-            raise ModelNotPriced(
-                f"The model {model.name!r} has no price in {currency} yet; ask the operator of this gateway.",
-                param="model",
-            )
-        return versions[index - 1]
+        return versions[index - 1] if index else None
 
 
 def route_for(model: ModelEntry) -> RouteEntry:
@@ -122,7 +138,15 @@ def load() -> Catalog:
         model.name: _entry(model, routes.get(model.pk, ()))
         for model in Model.objects.filter(is_active=True).order_by("name")
     }
-    return Catalog(revision=revision, models=models, rates=_rates())
+    return Catalog(
+        revision=revision,
+        models=models,
+        rates=_rates(),
+        default_lists=dict(PriceList.objects.filter(is_default=True).values_list("currency", "pk")),
+        own_lists=dict(
+            Account.objects.exclude(price_list=None).values_list("organization_id", "price_list_id")
+        ),
+    )
 
 
 def _routes_by_model() -> dict[int, tuple[RouteEntry, ...]]:
@@ -166,19 +190,8 @@ def _entry(model: Model, routes: tuple[RouteEntry, ...]) -> ModelEntry:
     )
 
 
-def _rates() -> dict[tuple[str, str], tuple[Rates, ...]]:
-    versions: dict[tuple[str, str], list[Rates]] = defaultdict(list)
+def _rates() -> dict[tuple[int, str], tuple[Rates, ...]]:
+    versions: dict[tuple[int, str], list[Rates]] = defaultdict(list)
     for price in Price.objects.order_by("effective_from"):
-        versions[price.model_name, price.currency].append(
-            Rates(
-                price_id=price.pk,
-                currency=price.currency,
-                text_in_micro=price.text_in_micro,
-                image_in_micro=price.image_in_micro,
-                cached_in_micro=price.cached_in_micro,
-                out_micro=price.out_micro,
-                request_micro=price.request_micro,
-                effective_from=price.effective_from,
-            )
-        )
+        versions[price.price_list_id, price.model_name].append(prices.rates(price))
     return {key: tuple(rates) for key, rates in versions.items()}

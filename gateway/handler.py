@@ -14,6 +14,7 @@ from django.urls import get_resolver
 
 from gateway.api.answers import EventStreamAnswer, error_answer, translate
 from gateway.api.requests import DataPlaneRequest, Receive, Scope, Send
+from gateway.api.urls import CHAT_PATHS
 from gateway.plane import DataPlane
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class DataPlaneHandler:
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
         self._resolver = get_resolver(URLCONF)
+        self._known = {path: self._resolver.resolve(path) for path in CHAT_PATHS}  # nearly all
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = DataPlaneRequest(scope, receive, self._plane)
@@ -42,7 +44,8 @@ class DataPlaneHandler:
 
     async def _answer(self, request: DataPlaneRequest) -> HttpResponseBase:
         try:
-            match = self._resolver.resolve(request.path_info)
+            path = request.path_info
+            match = self._known.get(path) or self._resolver.resolve(path)
             answer: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except Exception as error:
             return error_answer(translate(error))
@@ -65,7 +68,7 @@ class DataPlaneHandler:
             return
         try:
             async for chunk in answer:
-                async with request.patience(settings.CLIENT_WRITE_TIMEOUT_S):
+                with request.patience(settings.CLIENT_WRITE_TIMEOUT_S):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TimeoutError:
             request.client_left()

@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from gateway.completions import BilledUsage, Chunk, Delta, UpstreamUsage, read_usage, usage_chunk
 from gateway.counting.counters import Counter
-from gateway.sse import DONE, StreamBroken, payload
+from gateway.sse import DONE, END, StreamBroken, payload
 
 MALFORMED_EVENTS_MAX = 3
 CHARS_PER_TOKEN = 3  # fewer than in any prose, so that a text is counted rather too soon
@@ -82,12 +82,12 @@ class Listener:
                     break
                 if said := self._hear(event):
                     passed.append(said)
-                    self._bytes_left -= len(said)
+                    self._bytes_left -= len(said) + len(END)
             if self._bytes_left < 0:
                 raise StreamBroken("the stream is longer than any answer may be")
         except StreamBroken as error:
             self._broken = error
-        return b"".join(passed)
+        return END.join((*passed, b""))
 
     @property
     def is_over(self) -> bool:
@@ -132,7 +132,7 @@ class Listener:
         choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}
         fields = {"id": self.id, "object": "chat.completion.chunk", "created": self.created}
         chunk = {**fields, "model": self._public_name, "choices": [choice]}
-        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+        return b"data: " + msgspec.json.encode(chunk)
 
     def _take(self, chunk: Chunk, event: bytes, data: bytes) -> bytes:
         if self.heard_at is None:
@@ -150,7 +150,7 @@ class Listener:
             if not chunk.choices:
                 return b""
             fields = _object.decode(data)
-            event = b"data: " + msgspec.json.encode({**fields, "usage": None}) + b"\n\n"
+            event = b"data: " + msgspec.json.encode({**fields, "usage": None})
         if self._model_field is not None:
             event = MODEL_FIELD.sub(lambda _: self._model_field or b"", event, count=1)
         return event

@@ -94,7 +94,7 @@ class DataPlane:
         self.principals = PrincipalCache(
             settings.KEY_PEPPER, principals.Limits(principals_max=settings.PRINCIPALS_MAX)
         )
-        self.catalog = Catalog(revision=-1, models={}, rates={})
+        self.catalog = Catalog(revision=-1, models={}, rates={}, default_lists={}, own_lists={})
         self.reader = Reader(
             waiting_max=settings.READS_WAITING_MAX, timeout_ms=settings.READ_TIMEOUT_MS
         )

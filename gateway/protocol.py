@@ -5,6 +5,7 @@ that the client sent. Going upstream, the body is written anew from those pieces
 is what was counted (a key given twice has one meaning, a base64 image is copied and never decoded).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -13,6 +14,7 @@ from msgspec import Raw
 
 from gateway.counting.messages import IMAGE, PromptMessage
 from gateway.errors import InvalidImage, InvalidRequest
+from gateway.payloads import Lifted
 
 T = TypeVar("T")
 RawObject = dict[str, Raw]
@@ -74,13 +76,13 @@ class ImageSlot:
     """Where an image stands in the messages, and what the client put there."""
 
     param: str
-    url: bytes  # the JSON string's content, without escapes
+    url: bytes | memoryview  # the JSON string's content, without escapes
     _part: dict[str, Any]
     _image_url: RawObject
 
     @property
     def is_data_url(self) -> bool:
-        return self.url[:5].lower() == b"data:"
+        return bytes(self.url[:5]).lower() == b"data:"
 
     def replace(self, data_url: bytes) -> None:
         """Put these bytes in the URL's place. They are base64 and a media type: nothing to escape."""
@@ -99,6 +101,7 @@ class ChatRequest:
     prompt: list[PromptMessage]
     tools: bytes | None
     images: list[ImageSlot]
+    _lifted: Lifted = field(repr=False)
     _fields: dict[str, Any] = field(repr=False)
     _stream_options: RawObject = field(repr=False)
 
@@ -114,17 +117,31 @@ class ChatRequest:
             if running_usage:
                 options["continuous_usage_stats"] = True
             fields["stream_options"] = options
-        return msgspec.json.encode(fields)
+        return self._lifted.put_back(msgspec.json.encode(fields))
 
 
 def parse_chat(body: bytes, *, messages_max: int, images_max: int) -> ChatRequest:
-    """Read the body of a chat completion request. Raises InvalidRequest that names the parameter."""
-    fields = _top_level(body)
+    """Read the body of a chat completion request. Raises InvalidRequest that names the parameter.
+
+    Its images are not read with it, unless one that was lifted out turns out to be something else.
+    """
+    lifted = Lifted(body)
+    if lifted:
+        with suppress(InvalidRequest):
+            chat = _parse(lifted, messages_max=messages_max, images_max=images_max)
+            if lifted.is_taken:
+                return chat
+        lifted = Lifted(body, bytes_min=len(body))
+    return _parse(lifted, messages_max=messages_max, images_max=images_max)
+
+
+def _parse(lifted: Lifted, *, messages_max: int, images_max: int) -> ChatRequest:
+    fields = _top_level(lifted.document)
     stream = _optional(fields, "stream", _bool, "a boolean") or False
     options = _optional(fields, "stream_options", _object, "an object") or {}
     if options and not stream:
         _refuse("stream_options is only allowed with stream: true.", "stream_options")
-    parts = _Messages(fields, messages_max=messages_max, images_max=images_max)
+    parts = _Messages(fields, lifted, messages_max=messages_max, images_max=images_max)
     checked: dict[str, Any] = dict(fields)
     checked["messages"] = parts.messages
     return ChatRequest(
@@ -136,6 +153,7 @@ def parse_chat(body: bytes, *, messages_max: int, images_max: int) -> ChatReques
         prompt=parts.prompt,
         tools=_tools(fields),
         images=parts.images,
+        _lifted=lifted,
         _fields=checked,
         _stream_options={
             key: value for key, value in options.items() if key == "include_obfuscation"
@@ -212,7 +230,10 @@ def _tools(fields: RawObject) -> bytes | None:
 class _Messages:
     """The messages in two forms: to be counted (`prompt`), and to be written for the backend (`messages`)."""
 
-    def __init__(self, fields: RawObject, *, messages_max: int, images_max: int) -> None:
+    def __init__(
+        self, fields: RawObject, lifted: Lifted, *, messages_max: int, images_max: int
+    ) -> None:
+        self._lifted = lifted
         self.messages: list[dict[str, Any]] = []
         self.prompt: list[PromptMessage] = []
         self.images: list[ImageSlot] = []
@@ -290,7 +311,8 @@ class _Messages:
             )
         if b"\\" in url:
             url = b'"' + _decode(_string, url, "a string", f"{param}.image_url").encode() + b'"'
-        self.images.append(ImageSlot(f"{param}.image_url", url[1:-1], part, image_url))
+        string = self._lifted.take(url[1:-1]) or url[1:-1]
+        self.images.append(ImageSlot(f"{param}.image_url", string, part, image_url))
         if len(self.images) > self._images_max:
             raise InvalidImage(
                 f"A request may hold at most {self._images_max} images.",

@@ -16,6 +16,8 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
+from gateway import memory
+
 FLUSH_S_MAX = 15  # to settle what was cut off, flush and disconnect
 
 
@@ -27,6 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     if not os.environ.get("TESSERA_PROCESSES"):  # with several hosts the operator sets it
         os.environ["TESSERA_PROCESSES"] = str(options.workers)
+    memory.keep_freed()
     server(options.host, options.port, options.workers).serve()
 
 

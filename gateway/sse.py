@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 DATA = b"data:"
 DONE = b"[DONE]"
+END = b"\n\n"  # of an event
 
 
 class StreamBroken(Exception):
@@ -18,17 +19,17 @@ class EventSplitter:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the events that are now complete, each with its empty line. Line ends become \\n."""
+        """Return the events that are now complete, without the empty lines that end them. Line ends become \\n."""
         if self._rest:
             data = self._rest + data
         if b"\r" in data:
             # A lone \r at the very end may be half of \r\n: it waits in the rest, being no event's end.
             data = data.replace(b"\r\n", b"\n")
-        *events, self._rest = data.split(b"\n\n")
+        *events, self._rest = data.split(END)
         # Whole events that came with it pass first; the next reading finds it too long as well.
         if len(self._rest) > self._event_bytes_max and not events:
             raise StreamBroken(f"an event is longer than {self._event_bytes_max} bytes")
-        return [event + b"\n\n" for event in events if event]
+        return [event for event in events if event]
 
     @property
     def rest(self) -> bytes:
@@ -38,7 +39,7 @@ class EventSplitter:
 
 def payload(event: bytes) -> bytes:
     """Return the event's data without its field name; b"" for a comment. Several data lines are joined."""
-    if event.startswith(DATA) and event.find(b"\n") == len(event) - 2:
+    if event.startswith(DATA) and b"\n" not in event:
         return event[5:].strip()
     return b"\n".join(_data_lines(event)).strip()
 

@@ -24,6 +24,7 @@ from gateway.errors import (
     GatewayError,
     ShuttingDown,
 )
+from gateway.patience import Patience
 from gateway.sse import StreamBroken
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class UpstreamCall:
         self._stream = stream
         self._lane = backends.lane(backend)
         self._loop = asyncio.get_running_loop()
+        self._quiet = Patience()
         self._body: RequestBody | None = None
         self._opening: asyncio.Task[aiohttp.ClientResponse] | None = None
         self._response: aiohttp.ClientResponse | None = None
@@ -80,6 +82,7 @@ class UpstreamCall:
     def close(self) -> None:
         """Give back the connection if the answer was read to its end, close it if not."""
         self._disconnect()
+        self._quiet.close()
         self._lane.release()
 
     def broke(self, error: BaseException) -> None:
@@ -121,7 +124,7 @@ class UpstreamCall:
         self._expect(timeout_s)
         while True:
             try:
-                async with asyncio.timeout(heartbeat_s):
+                with self._quiet.of(heartbeat_s):
                     data = await read()
             except TimeoutError:
                 yield b""

@@ -12,11 +12,13 @@ revoked key is refused one poll after its revocation, and never served for long 
 """
 
 import enum
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any, TypeVar
 
 from django.contrib.postgres.expressions import ArraySubquery
@@ -28,6 +30,7 @@ from tenants.limits import Limit, LimitKind
 from tenants.models import ApiKey
 
 LOAD_MAX = 1000
+TAG_BYTES = TAG_KEY_BYTES = 32
 LIMIT_COLUMNS = (
     *("id", "organization_id", "team_id", "key_id"),
     *("model_name", "kind", "maximum", "is_shadow"),
@@ -105,6 +108,7 @@ class Miss:
     """Nothing is known of this digest. `generation` is what the cache had forgotten up to then."""
 
     digest: bytes = field(repr=False)
+    tag: bytes = field(repr=False)  # the cache's own name for the key
     generation: int
 
 
@@ -202,10 +206,11 @@ def _utc_now() -> datetime:
 
 
 class PrincipalCache:
-    """Remember what digests were resolved to, least recently used out first.
+    """Remember what keys were resolved to, least recently used out first.
 
-    Belongs to one event loop and does no I/O. `wall` tells when a key expires, `steady` how old the
-    last confirmation is.
+    It knows them by a keyed hash of its own, with a secret that no other process has: a key that is remembered is
+    neither parsed nor digested again. Belongs to one event loop and does no I/O. `wall` tells when a key expires,
+    `steady` how old the last confirmation is.
     """
 
     def __init__(
@@ -217,6 +222,7 @@ class PrincipalCache:
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pepper = pepper
+        self._tag_key = secrets.token_bytes(TAG_KEY_BYTES)
         self._limits = limits
         self._wall = wall
         self._steady = steady
@@ -231,14 +237,16 @@ class PrincipalCache:
 
     def get(self, raw: str | bytes) -> Principal | Refusal | Miss:
         """Answer from memory. Junk is refused before anything is looked up."""
+        if len(raw) != keys.LENGTH:
+            return Refusal.INVALID
+        tag = self._tag(raw)
+        resolved = self._recall(tag)
+        if resolved is not None:
+            return resolved.answer(self._wall())
         key = keys.parse(raw)
         if key is None:
             return Refusal.INVALID
-        digest = keys.digest(key, self._pepper)
-        resolved = self._recall(digest)
-        if resolved is None:
-            return Miss(digest, self._generation)
-        return resolved.answer(self._wall())
+        return Miss(keys.digest(key, self._pepper), tag, self._generation)
 
     def put(self, miss: Miss, resolved: Resolved) -> Principal | Refusal:
         """Answer the miss, and remember it, unless the cache was cleared since.
@@ -247,7 +255,7 @@ class PrincipalCache:
         that asked before, and no other.
         """
         if miss.generation == self._generation:
-            self._remember(miss.digest, resolved)
+            self._remember(miss.tag, resolved)
         return resolved.answer(self._wall())
 
     def confirm(self, revision: int, at_monotonic: float) -> None:
@@ -262,27 +270,31 @@ class PrincipalCache:
         self._principals.clear()
         self._refusals.clear()
 
-    def _recall(self, digest: bytes) -> Resolved | None:
+    def _tag(self, raw: str | bytes) -> bytes:
+        text = raw.encode() if isinstance(raw, str) else raw
+        return blake2b(text, key=self._tag_key, digest_size=TAG_BYTES).digest()
+
+    def _recall(self, tag: bytes) -> Resolved | None:
         moment = self._steady()
         if moment - self._confirmed_at > self._limits.unconfirmed_s_max:
             return None
-        resolved = self._principals.get(digest)
+        resolved = self._principals.get(tag)
         if resolved is not None:
-            self._principals.move_to_end(digest)
+            self._principals.move_to_end(tag)
             return resolved
-        refused, until = self._refusals.get(digest, (None, moment))
+        refused, until = self._refusals.get(tag, (None, moment))
         return refused if moment < until else None
 
-    def _remember(self, digest: bytes, resolved: Resolved) -> None:
+    def _remember(self, tag: bytes, resolved: Resolved) -> None:
         if isinstance(resolved.outcome, Principal):
-            _keep(self._principals, digest, resolved, self._limits.principals_max)
+            _keep(self._principals, tag, resolved, self._limits.principals_max)
         else:
             until = self._steady() + self._limits.refusal_ttl_s
-            _keep(self._refusals, digest, (resolved, until), self._limits.refusals_max)
+            _keep(self._refusals, tag, (resolved, until), self._limits.refusals_max)
 
 
-def _keep(entries: OrderedDict[bytes, T], digest: bytes, entry: T, maximum: int) -> None:
-    entries[digest] = entry
-    entries.move_to_end(digest)
+def _keep(entries: OrderedDict[bytes, T], tag: bytes, entry: T, maximum: int) -> None:
+    entries[tag] = entry
+    entries.move_to_end(tag)
     if len(entries) > maximum:
         entries.popitem(last=False)

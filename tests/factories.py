@@ -9,7 +9,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from billing.models import Price
+from billing.models import Price, PriceList
 from gateway.models import Backend, Model, Route
 from tenants.models import ApiKey, Organization, Team
 
@@ -43,7 +43,7 @@ def tenant(name: str = "acme", **organization: Any) -> Tenant:
     return Tenant(row, team, key, raw.secret)
 
 
-def price(model_name: str, currency: str = "TWD", **micro: Any) -> Price:
+def price(model_name: str, currency: str = "TWD", **fields: Any) -> Price:
     defaults = {
         "text_in_micro": 10_000_000,
         "image_in_micro": 12_000_000,
@@ -51,7 +51,9 @@ def price(model_name: str, currency: str = "TWD", **micro: Any) -> Price:
         "out_micro": 30_000_000,
         "effective_from": LONG_AGO,
     }
-    return Price.objects.create(model_name=model_name, currency=currency, **(defaults | micro))
+    if "price_list" not in fields:
+        defaults["price_list"] = PriceList.standard(currency)
+    return Price.objects.create(model_name=model_name, currency=currency, **(defaults | fields))
 
 
 def backend(url: str, **fields: Any) -> Backend:

@@ -36,7 +36,9 @@ async def admit(request: DataPlaneRequest, job: Job) -> Admission:
 
 def headers(admission: Admission) -> dict[str, str]:
     """Return OpenAI's x-ratelimit-* headers, of each kind the tightest limit, and two of our own."""
-    found = {}
+    found: dict[str, str] = {}
+    if not admission.standings:
+        return found
     enforced = admission.enforced
     for kind, (limit, remaining, reset) in NAMES.items():
         of_kind = [each for each in enforced if each.limit.kind is kind]

@@ -64,7 +64,9 @@ class ChatCompletionsView(DataPlaneView):
         catalog = request.plane.catalog
         model = catalog.model_for(self.principal, chat.model)
         route = route_for(model)
-        rates = catalog.rates_for(model, self.principal.currency, request.received_at)
+        rates = catalog.rates_for(
+            model, self.principal.organization_id, self.principal.currency, request.received_at
+        )
         images = ImageTokens.of(
             model,
             await measuring.measure_all(

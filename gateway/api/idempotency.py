@@ -12,7 +12,7 @@ from gateway.errors import IdempotencyConflict, InvalidRequest, MeteringUnavaila
 
 def claim_of(request: DataPlaneRequest, body: bytes) -> Claim | None:
     """Return the claim that the request makes, if it has an Idempotency-Key. Raises InvalidRequest."""
-    key = request.headers.get("idempotency-key")
+    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
     try:

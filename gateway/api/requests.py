@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from gateway.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
+from gateway.patience import Patience
 from gateway.request_ids import new_request_id
 
 if TYPE_CHECKING:
@@ -51,19 +51,19 @@ class DataPlaneRequest(ASGIRequest):
         self._watcher: asyncio.Task[None] | None = None
         self._when_cut_off: Callable[[], object] | None = None
         self._is_cut_off = False
-        self._wait: asyncio.Timeout | None = None  # the last one for the client
+        self._patience = Patience()  # with the client
 
     async def read_json(self) -> bytes:
         """Return the body. Raises UnsupportedMediaType, TooLarge, RequestTimeout, ClientLeft."""
         if self.content_type != "application/json":
             raise UnsupportedMediaType("The body must be sent with content-type: application/json.")
-        if self.headers.get("content-encoding", "identity").lower() != "identity":
+        if self.META.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
             raise UnsupportedMediaType(
                 "Compressed request bodies are not supported.", code="unsupported_content_encoding"
             )
         self._check_size(self._announced_size())
         try:
-            async with self.patience(settings.BODY_READ_TIMEOUT_S):
+            with self.patience(settings.BODY_READ_TIMEOUT_S):
                 return await self._read()
         except TimeoutError:
             raise RequestTimeout(
@@ -92,19 +92,17 @@ class DataPlaneRequest(ASGIRequest):
         self._is_cut_off = True
         if self._when_cut_off is not None:
             self._when_cut_off()
-        if self._wait is not None:
-            with suppress(RuntimeError):  # it is over
-                self._wait.reschedule(asyncio.get_running_loop().time() + LAST_WAIT_S)
+        self._patience.hurry(LAST_WAIT_S)
 
-    def patience(self, timeout_s: float) -> asyncio.Timeout:
+    def patience(self, timeout_s: float) -> Patience:
         """Return the bound of a wait for the client: so long, or LAST_WAIT_S once the request is cut off."""
-        self._wait = asyncio.timeout(LAST_WAIT_S if self._is_cut_off else timeout_s)
-        return self._wait
+        return self._patience.of(timeout_s)
 
     def close_watch(self) -> None:
         """Let go of the connection: request and view form a cycle, which would hold it until a collection."""
         if self._watcher is not None:
             self._watcher.cancel()
+        self._patience.close()
         del self._receive
 
     async def _watch(self) -> None:

@@ -8,6 +8,7 @@ from gateway.api.models import ModelsView, ModelView
 from gateway.api.views import health, unknown
 
 PREFIXES = ("v1", "api/models")  # the second is the seed's base URL
+CHAT_PATHS = tuple(f"/{prefix}/chat/completions" for prefix in PREFIXES)
 
 
 def _under(prefix: str) -> list[URLPattern]:

@@ -24,6 +24,7 @@ from gateway.counting.tool_json import quoted, rendered_calls, rendered_tools
 
 # The template writes the day of the request; any date is as many tokens as its fallback, this one.
 DATES: Final = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+BLANK_LINE: Final = "\n\n"
 TOOLS_ENVIRONMENT: Final = "Environment: ipython\n"
 TOOLS_GUIDE: Final = (
     "Given the following functions, please respond with a JSON for a function call "
@@ -100,9 +101,16 @@ def _role_tokens(role: str) -> int:
     return llama3.count(role)
 
 
+@functools.cache
+def _blank_line_tokens() -> int:
+    return llama3.count(BLANK_LINE)
+
+
 def _content_tokens(parts: tuple[Part, ...]) -> int:
     """Count what follows a header; texts that touch are one, the blank line after it included."""
-    tokens, text = 0, "\n\n"
+    if not parts:
+        return _blank_line_tokens()
+    tokens, text = 0, BLANK_LINE
     for part in parts:
         if isinstance(part, ImagePart):
             tokens += llama3.count(text) + 1

@@ -17,6 +17,8 @@ async def measure_all(
 
     Raises InvalidImage that names the slot; one bad image stops the fetching of the others.
     """
+    if not slots:
+        return []
     measured = {
         index: _measure_here(slot, limits) for index, slot in enumerate(slots) if slot.is_data_url
     }
@@ -54,7 +56,7 @@ def _measure_here(slot: ImageSlot, limits: ImageLimits) -> MeasuredImage:
 
 async def _measure_there(slot: ImageSlot, fetcher: Fetcher) -> MeasuredImage:
     try:
-        return await fetcher.fetch(slot.url)
+        return await fetcher.fetch(bytes(slot.url))
     except InvalidImage as error:
         error.param = slot.param
         raise

@@ -82,7 +82,7 @@ def test_a_currency_that_nobody_pays_in_is_pointed_out() -> None:
         (["--out=-1"], "not a plain number"),
         (["--out=1e3"], "not a plain number"),
         (["--out=1000000.000001"], "more than 1000000 per million"),
-        (["--currency=NT$"], "Three capital letters"),
+        (["--currency=NT$"], "three capital letters"),
         (["--from=2020-01-01"], "has passed"),
         (["--from=tomorrow"], "no date or time"),
     ],

@@ -5,7 +5,7 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from billing.models import Price
+from billing.models import Price, PriceList
 from gateway import console
 from gateway.models import Backend, Model, Route
 from tenants.models import AuditEntry
@@ -71,13 +71,15 @@ def route_form(route: Route, **fields: Any) -> dict[str, Any]:
 
 def price_form(**fields: Any) -> dict[str, Any]:
     return {
+        "price_list": PriceList.standard("TWD").pk,
         "model_name": "vlm",
-        "currency": "TWD",
         "text_in_micro": "12.5",
         "image_in_micro": "15",
         "cached_in_micro": "6",
         "out_micro": "40",
         "request_micro": "0",
+        "tier_mode": "flat",
+        "tiers": "",
         "effective_from_0": "",
         "effective_from_1": "",
     } | fields
@@ -199,6 +201,28 @@ def test_a_wrong_price_is_an_error_on_the_form(
     page = admin_client.post(f"{PRICES}add/", price_form(**fields)).content.decode()
 
     assert message in page
+    assert not Price.objects.exists()
+
+
+def test_a_price_is_added_with_its_tiers(admin_client: Client) -> None:
+    form = price_form(tier_mode="volume", tiers="out:1_000_000:30\nout:9_000_000:20")
+
+    page = admin_client.post(f"{PRICES}add/", form, follow=True).content.decode()
+
+    price = Price.objects.get()
+    assert (price.tier_mode, price.tier_count, price.tiers.count()) == ("volume", 2, 2)
+    assert "from 1000000 out tokens a month on 1000 tokens cost TWD 0.030000" in page
+    shown = admin_client.get(f"{PRICES}{price.pk}/change/").content.decode()
+    assert "out:1000000:30.00; out:9000000:20.00" in shown
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tier_mode": "volume"}, {"tiers": "out:1000:1"}, {"tiers": "outs:1000:1"}]
+)
+def test_wrong_tiers_are_an_error_on_the_form(admin_client: Client, fields: dict[str, str]) -> None:
+    page = admin_client.post(f"{PRICES}add/", price_form(**fields)).content.decode()
+
+    assert "errorlist" in page
     assert not Price.objects.exists()
 
 

@@ -80,7 +80,7 @@ def test_every_demo_model_is_served_and_priced_in_both_currencies() -> None:
         entry = snapshot.models[demo.name]
         assert catalog.route_for(entry).backend.base_url == f"{URL}/v1"
         for currency in ("TWD", "USD"):
-            assert snapshot.rates_for(entry, currency, now()).out_micro > 0
+            assert snapshot.rates_for(entry, 0, currency, now()).out_micro > 0
 
 
 def test_the_documents_model_is_read_by_the_image_reader() -> None:

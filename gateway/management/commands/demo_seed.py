@@ -17,7 +17,7 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils.timezone import now
 
-from billing.models import Price
+from billing.models import Price, PriceList
 from billing.money import parse_micro
 from gateway import base_url, console
 from gateway.env import env_secret
@@ -152,6 +152,7 @@ def _keep_model(wanted: DemoModel, backend: Backend, at: datetime) -> None:
 def _price(name: str, currency: str, amounts: tuple[str, str, str, str], at: datetime) -> Price:
     text_in, image_in, cached_in, out = map(parse_micro, amounts)
     return Price(
+        price_list=PriceList.standard(currency),
         model_name=name,
         currency=currency,
         text_in_micro=text_in,
