@@ -6,6 +6,7 @@ changes one invoice must change all that follow.
 """
 
 import hashlib
+import itertools
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -13,18 +14,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from billing.rating import Kind
+
 VERSION = 1
 GENESIS_SHA256 = "0" * 64  # what the issuer's first invoice names as its previous one
-
-
-class Kind(StrEnum):
-    """What a line counts. The first four are tokens."""
-
-    TEXT_IN = "text_in"
-    IMAGE_IN = "image_in"
-    CACHED_IN = "cached_in"
-    OUT = "out"
-    REQUEST = "request"
 
 
 class Document(StrEnum):
@@ -81,21 +74,23 @@ class Line(Struct, frozen=True, forbid_unknown_fields=True):
     amount_minor: int
 
 
-class Team(Struct, frozen=True, forbid_unknown_fields=True):
-    slug: str
-    name: str
-    lines: list[Line]
-    subtotal_minor: int
-
-
 class Allowance(Struct, frozen=True, forbid_unknown_fields=True):
-    """What was free of a model's kind. Its amount is negative."""
+    """What was free of one line's usage, at the rates it has there. Its amounts are negative."""
 
     model: str
     kind: Kind
     quantity: int
+    tiers: list[Tier]
     amount_pico: int
     amount_minor: int
+
+
+class Team(Struct, frozen=True, forbid_unknown_fields=True):
+    slug: str
+    name: str
+    lines: list[Line]
+    allowances: list[Allowance]
+    subtotal_minor: int
 
 
 class Discount(Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,7 +144,6 @@ class Snapshot(Struct, frozen=True, forbid_unknown_fields=True):
     corrects: str | None
     reason: str
     teams: list[Team]
-    allowances: list[Allowance]
     discount: Discount | None
     credits: list[Credit]
     tax: Tax
@@ -180,6 +174,10 @@ def from_json(stored: Any) -> Snapshot:
     return msgspec.convert(stored, Snapshot)
 
 
-def lines_of(snapshot: Snapshot) -> list[tuple[Team, Line]]:
-    """Return all lines with their teams, in the order in which they are numbered from 1."""
-    return [(team, line) for team in snapshot.teams for line in team.lines]
+def items_of(snapshot: Snapshot) -> list[tuple[Team, Line | Allowance]]:
+    """Return all lines and allowances with their teams, in the order in which they are numbered from 1."""
+    return [
+        (team, item)
+        for team in snapshot.teams
+        for item in itertools.chain[Line | Allowance](team.lines, team.allowances)
+    ]

@@ -164,7 +164,12 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     # It would log every webhook's address, and some of these are secrets.
-    "loggers": {"httpx": {"level": "WARNING"}},
+    # The others tell of each glyph that they embed, or lack.
+    "loggers": {
+        "httpx": {"level": "WARNING"},
+        "fontTools": {"level": "WARNING"},
+        "fpdf": {"level": "ERROR"},
+    },
     "root": {"handlers": ["stderr"], "level": env_str("TESSERA_LOG_LEVEL", "INFO")},
 }
 
