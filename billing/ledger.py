@@ -12,6 +12,7 @@ from billing.models import Hold
 from tenants.models import Actor, AuditEntry
 
 REAP_ROWS_MAX = 1000
+PARTITION_MONTHS_AHEAD = 3
 
 
 def reap() -> int:
@@ -51,3 +52,15 @@ def release(request_id: UUID, *, by: Actor, at: datetime) -> Hold | None:
         with connection.cursor() as cursor:
             cursor.execute(SETTLE, [json.dumps(void)])
     return hold
+
+
+def create_partitions(months_ahead: int = PARTITION_MONTHS_AHEAD) -> int:
+    """Make the ledger's partitions for this month and the months ahead. Returns how many were missing.
+
+    Bookings go on meanwhile. A month without one is not lost: its rows go to the default partition, and stay there.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT billing_create_partitions(%s)", [months_ahead])
+        row = cursor.fetchone()
+    assert row is not None
+    return int(row[0])

@@ -7,6 +7,7 @@ through the ORM; triggers keep prices and usage records append-only whoever writ
 from typing import Any
 
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
@@ -137,6 +138,7 @@ class UsageKind(models.TextChoices):
 class UsageRecord(Booking):
     """One row of the ledger: what was used and what it costs. Written once, never changed, never any content.
 
+    The table is partitioned by month, by the time in `request_id`; a primary key is all that is unique in it.
     A request has one row of kind `usage`. If that was an estimate and the truth came later, a row of kind
     `adjustment` holds the difference, which may be negative.
     """
@@ -186,11 +188,16 @@ class UsageRecord(Booking):
     first_byte_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField()
     recorded_at = models.DateTimeField(db_default=Now(), help_text="By the database's clock.")
+    billed_at = models.DateTimeField(
+        help_text="Decides its period: when it was received, unless that period was closed."
+    )
 
     class Meta:
         ordering = ["-request_id"]
         indexes = [
             models.Index(fields=["organization", "recorded_at"], name="usage_by_organization"),
+            models.Index(fields=["organization", "billed_at"], name="usage_by_period"),
+            BrinIndex(fields=["recorded_at"], name="usage_recorded", autosummarize=True),
             models.Index(fields=["key", "recorded_at"], name="usage_by_key"),
             models.Index(
                 fields=["recorded_at"],
@@ -220,6 +227,11 @@ class UsageRecord(Booking):
 
     def __str__(self) -> str:
         return f"usage {self.request_id}"
+
+    @property
+    def is_late(self) -> bool:
+        """Say whether it came after its period was closed, and so is billed in a later one."""
+        return self.billed_at > self.received_at
 
     @property
     def overage_pico(self) -> int:

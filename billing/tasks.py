@@ -30,6 +30,12 @@ def reconcile() -> int:
 
 
 @shared_task
+def create_partitions() -> int:
+    """Make the months of the ledger that come next; return how many were made."""
+    return ledger.create_partitions()
+
+
+@shared_task
 def purge_idempotent_requests() -> int:
     """Forget idempotency keys, and the answers kept for them, after a day."""
     return idempotency.purge()

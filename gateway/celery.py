@@ -11,6 +11,7 @@ app = Celery("tessera")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["billing"])
 app.conf.beat_schedule = {
+    "create-partitions": {"task": "billing.tasks.create_partitions", "schedule": 3600.0},
     "purge-idempotent-requests": {
         "task": "billing.tasks.purge_idempotent_requests",
         "schedule": 600.0,

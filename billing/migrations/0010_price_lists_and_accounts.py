@@ -20,7 +20,7 @@ ALTER TABLE billing_price ENABLE TRIGGER append_only;
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('billing', '0007_alerts'),
+        ('billing', '0008_booking_costs_less'),
         ('tenants', '0006_limits'),
     ]
 

@@ -32,6 +32,7 @@ def book(tenant: Tenant, number: int = 1, **fields: Any) -> UsageRecord:
         "model_name": "vlm",
         "backend_name": "afs",
         "received_at": EVENING,
+        "billed_at": EVENING,
         "finished_at": EVENING + timedelta(seconds=2),
         "tokens_in_text": 20,
         "tokens_in_image": 6404,
