@@ -1,4 +1,4 @@
-"""Measure what the door costs: `python -m benchmarks.door [--quick] [--server uvicorn]`.
+"""Measure what the door costs: `python -m benchmarks [--quick] [--setup bare] [--workers 2] [--server uvicorn]`.
 
 Each figure is the median of several rounds, and after each step the books are read: a request that was
 not booked to the token makes the whole run worth nothing, and it fails.
@@ -11,7 +11,8 @@ import sys
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 
 from benchmarks import load, processes, report, stage, work
 from benchmarks.books import Misbooked
@@ -23,6 +24,7 @@ from demo.child import StartFailed
 
 IN_FLIGHT = 32
 STREAMS = 500
+RELAY = "small chat: bare relay, CPU µs/request"
 SETTLE_DOWN_S = 0.3
 
 
@@ -79,12 +81,14 @@ class Bench:
         """Fill every cache and pool, and see once that each kind of work is answered and booked."""
         for each in work.everything():
             self.through(each, requests=2 * IN_FLIGHT)
+            self.relayed(each, requests=2 * IN_FLIGHT)
         time.sleep(SETTLE_DOWN_S)
 
     def round(self, plan: Plan) -> None:
         """Measure everything but the slow streams once."""
         self.keep("calibration: a fixed job, ms", processes.calibration_ms())
         self._chats(plan.chats)
+        self._commits(plan.chats)
         self._images(plan.images)
         self._bursts(plan.bursts)
         self._alone(plan.alone)
@@ -100,10 +104,25 @@ class Bench:
         used = [(end - start) / requests for start, end in zip(before, after, strict=True)]
         return Cost(outcome, *used)
 
+    def relayed(self, each: Work, *, requests: int) -> float:
+        """Put the same load on the bare relay; return its CPU time per request, in µs."""
+        relay = self._stage.relay
+        assert relay.pid is not None
+        path = f"/{each.model}/chat/completions"
+        before = processes.cpu_us(relay.pid)
+        self._put(replace(each, is_raw=True), relay.port, path, requests, IN_FLIGHT)
+        return (processes.cpu_us(relay.pid) - before) / requests
+
+    @property
+    def scale(self) -> float:
+        """Return how much more a bare relay costs here than where the budgets were set; at least 1."""
+        return max(1.0, median(self._values[RELAY]) / report.RELAY_US)
+
     def direct(self, each: Work, *, requests: int, in_flight: int) -> Outcome:
         """Put the same load on the backend, with no door in between."""
         path = f"/{each.model}/chat/completions"
-        return self._put(each, self._stage.backend.port, path, requests, in_flight)
+        raw = replace(each, is_raw=True)
+        return self._put(raw, self._stage.backend.port, path, requests, in_flight)
 
     def _put(self, each: Work, port: int, path: str, requests: int, in_flight: int) -> Outcome:
         key = self._stage.key
@@ -114,6 +133,7 @@ class Bench:
         return outcome
 
     def _chats(self, requests: int) -> None:
+        self.keep(RELAY, self.relayed(work.small_chat(), requests=requests))
         cost = self.through(work.small_chat(), requests=requests)
         self.keep("small chat: CPU µs/request", cost.gateway_us, report.CHAT_US)
         self.keep("small chat: requests/s", cost.outcome.per_s)
@@ -122,7 +142,17 @@ class Bench:
         self.keep("small chat: PostgreSQL, µs/request", cost.postgres_us, report.POSTGRES_US)
         self.keep("small chat: fake backend, µs/request", cost.backend_us)
 
+    def _commits(self, requests: int) -> None:
+        """Count PostgreSQL's transactions: two for each request if it were not for the batches."""
+        before = self._stage.books.commits()
+        cost = self.through(work.small_chat(), requests=requests)
+        commits = self._stage.books.commits() - before
+        self.keep("small chat: PostgreSQL, commits/s", commits / cost.outcome.wall_s)
+        self.keep("small chat: PostgreSQL, commits/request", commits / requests)
+
     def _images(self, requests: int) -> None:
+        relay_us = self.relayed(work.image_chat(), requests=requests)
+        self.keep("1 MB image: bare relay, CPU µs/request", relay_us)
         cost = self.through(work.image_chat(), requests=requests)
         self.keep("1 MB image: CPU µs/request", cost.gateway_us, report.IMAGE_US)
         self.keep("1 MB image: requests/s", cost.outcome.per_s)
@@ -130,6 +160,8 @@ class Bench:
 
     def _bursts(self, requests: int) -> None:
         for each in (work.burst(), work.renamed_burst()):
+            relay_us = self.relayed(each, requests=requests) / BURST_CHUNKS
+            self.keep(f"{each.name}: bare relay, CPU µs/chunk", relay_us)
             cost = self.through(each, requests=requests)
             chunk_us = cost.gateway_us / BURST_CHUNKS
             self.keep(f"{each.name}: CPU µs/chunk", chunk_us, report.BURST_CHUNK_US)
@@ -166,24 +198,27 @@ def main() -> None:
     plan = QUICK if options.quick else PLAN
     began, load_average = time.monotonic(), os.getloadavg()[0]
     try:
-        figures = measure(plan, options.server)
+        figures, scale = measure(plan, options.server, options.setup, options.workers)
     except StartFailed as error:
         sys.exit(f"{error}\n{error.tail}")
     except (Wrong, Misbooked, NotInstalled) as error:
         sys.exit(str(error))
-    print(report.figures_table(figures))
+    print(report.figures_table(figures, scale))
     print(
-        f"\nOne worker of {options.server}, {IN_FLIGHT} in flight, on {os.cpu_count()} cores that "
-        f"others use too (load average {load_average:.1f} before). Budgets are for everything "
-        f"switched on.\n{time.monotonic() - began:.0f} s in all; every request was booked, to the "
-        "token."
+        f"\n{options.workers} worker(s) of {options.server}, setup {options.setup}, {IN_FLIGHT} in flight, on "
+        f"{os.cpu_count()} cores that others use too (load average {load_average:.1f} before). A bare relay costs "
+        f"{scale:.1f} times here what it cost where the budgets were set ({report.RELAY_US} µs): scaled budgets.\n"
+        f"{time.monotonic() - began:.0f} s in all; every request was booked, to the token."
     )
 
 
-def measure(plan: Plan, server: str) -> list[Figure]:
+def measure(plan: Plan, server: str, setup: str, workers: int) -> tuple[list[Figure], float]:
     """Start everything, warm up, measure, stop. Raises Wrong, NotInstalled, Misbooked."""
     spawn = multiprocessing.get_context("spawn")
-    with stage.opened(server) as on, ProcessPoolExecutor(1, mp_context=spawn) as client:
+    with (
+        stage.opened(server, setup=setup, workers=workers) as on,
+        ProcessPoolExecutor(1, mp_context=spawn) as client,
+    ):
         worker = processes.largest(on.gateway_pid)
         idle_kb = processes.rss_kb(worker)
         bench = Bench(on, client)
@@ -195,13 +230,20 @@ def measure(plan: Plan, server: str) -> list[Figure]:
             if time.monotonic() < deadline:
                 bench.round(plan)
         bench.memory(idle_kb, worker)
-        return bench.figures()
+        return bench.figures(), bench.scale
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.door", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, no slow streams")
     parser.add_argument("--server", choices=stage.SERVERS, default="granian")
+    parser.add_argument(
+        "--setup",
+        choices=stage.SETUPS,
+        default="full",
+        help="with budgets and limits on all three levels (default), or with none",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="gateway processes (default 1)")
     return parser.parse_args()
 
 

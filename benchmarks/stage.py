@@ -14,12 +14,14 @@ from pathlib import Path
 from benchmarks import work
 from benchmarks.backend import HOST, Backend, running
 from benchmarks.books import Books
+from benchmarks.relay import Relay
 from demo.child import ROOT
 from demo.parts import Gateway, free_port
 from demo.postgres import PostgreSQL
 from demo.valkey import Valkey
 
 SERVERS = ("granian", "uvicorn")
+SETUPS = ("full", "bare")  # with budgets and limits on every level, or without any
 UVICORN = ("uvicorn==0.38.0", "httptools==0.7.1")  # to compare with; no dependency of the project
 PORT = 18_000  # or any other that is free
 SEED_S_MAX = INSTALL_S_MAX = 60
@@ -40,6 +42,7 @@ class Stage:
     postgres_pid: int
     key: str
     backend: Backend
+    relay: Relay
     books: Books
 
 
@@ -55,7 +58,7 @@ class UvicornGateway(Gateway):
 
 
 @contextmanager
-def opened(server: str) -> Iterator[Stage]:
+def opened(server: str, *, setup: str = "full", workers: int = 1) -> Iterator[Stage]:
     """Start the stores, the backend and the door, the fsyncs of a real installation included."""
     with ExitStack() as stack:
         var = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-bench-")))
@@ -63,13 +66,15 @@ def opened(server: str) -> Iterator[Stage]:
         valkey = stack.enter_context(Valkey(var))
         backend = stack.enter_context(running(work.everything()))
         environment = _environment(postgres.url, valkey.url)
-        key = _seed(environment, backend)
+        key = _seed(environment, backend, setup)
         port = free_port(PORT)
-        door = _gateway(server, var, environment, port)
+        door = _gateway(server, var, environment, port, workers)
         stack.enter_context(door)
+        relay = Relay(var, port=free_port(port + 1), backend_port=backend.port)
+        stack.enter_context(relay)
         assert door.pid is not None
         assert postgres.pid is not None
-        yield Stage(port, door.pid, postgres.pid, key, backend, Books(postgres.url))
+        yield Stage(port, door.pid, postgres.pid, key, backend, relay, Books(postgres.url))
 
 
 def _environment(database_url: str, redis_url: str) -> dict[str, str]:
@@ -86,17 +91,19 @@ def _environment(database_url: str, redis_url: str) -> dict[str, str]:
     }
 
 
-def _seed(environment: dict[str, str], backend: Backend) -> str:
-    command = [sys.executable, "-m", "benchmarks.seed", str(backend.port)]
+def _seed(environment: dict[str, str], backend: Backend, setup: str) -> str:
+    command = [sys.executable, "-m", "benchmarks.seed", str(backend.port), setup]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, timeout=SEED_S_MAX
     )
     return done.stdout.decode().strip()
 
 
-def _gateway(server: str, var: Path, environment: dict[str, str], port: int) -> Gateway:
+def _gateway(
+    server: str, var: Path, environment: dict[str, str], port: int, workers: int
+) -> Gateway:
     if server == "granian":
-        return Gateway(var, environment, port=port, workers=1)
+        return Gateway(var, environment, port=port, workers=workers)
     return UvicornGateway(var, _with_uvicorn(environment, var / "uvicorn"), port=port, workers=1)
 
 
@@ -104,7 +111,9 @@ def _with_uvicorn(environment: dict[str, str], directory: Path) -> dict[str, str
     """Return an environment that has uvicorn: ours if it is there, else a fresh one beside the data."""
     if find_spec("uvicorn") and find_spec("httptools"):
         return environment
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(directory)]
+    uv = Path(sys.executable).with_name("uv")
+    pip = [str(uv), "pip"] if uv.exists() else [sys.executable, "-m", "pip"]
+    command = [*pip, "install", "--quiet", "--target", str(directory)]
     try:
         subprocess.run([*command, *UVICORN], check=True, timeout=INSTALL_S_MAX)
     except (subprocess.SubprocessError, OSError) as error:

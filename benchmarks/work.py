@@ -37,6 +37,7 @@ class Work:
     chunks: int = 0  # that carry text; 0 if it is not streamed
     interval_s: float = 0.0  # between the chunks; 0: all at once
     is_renamed: bool = False
+    is_raw: bool = False  # asked of the backend itself, which tells the usage unasked
 
     @property
     def amount_pico(self) -> int:
@@ -50,7 +51,9 @@ class Work:
     def mark(self) -> tuple[bytes, int]:
         """Return what a whole answer holds, and how often: nothing less counts as answered."""
         # A stream has an event that finishes it and [DONE] besides; its usage was not asked for.
-        return (b"data: ", self.chunks + 2) if self.chunks else (b'"total_tokens":', 1)
+        if not self.chunks:
+            return b'"total_tokens":', 1
+        return b"data: ", self.chunks + (3 if self.is_raw else 2)
 
 
 def small_chat() -> Work:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.db import connection
 
+from billing import rollups
+
 EXAMPLES_MAX = 10
 REAP_SLACK_S = 60  # the reaper comes every ten seconds
 
@@ -31,6 +33,10 @@ def _rated(policy: str, text: str, image: str, cached: str, out: str) -> str:
             + p.request_micro::numeric * 1000000 END"""
 
 
+def _columns(table: str, names: str) -> str:
+    return ", ".join(f"{table}.{name}" for name in names.split(", "))
+
+
 RATED_USAGE = _rated(
     "u.policy", "u.tokens_in_text", "u.tokens_in_image", "u.tokens_in_cached", "u.tokens_out"
 )
@@ -38,6 +44,12 @@ RATED_TRUTH = _rated(
     "a.policy",
     *(f"u.{kind} + a.{kind}" for kind in TOKENS.split(" + ")),
 )
+
+RATED_ROLLUP = """
+    (u.billed_in_text::numeric * p.text_in_micro + u.billed_in_image::numeric * p.image_in_micro
+     + u.billed_in_cached::numeric * p.cached_in_micro + u.billed_out::numeric * p.out_micro
+     + u.billed_requests::numeric * p.request_micro * 1000000)
+"""
 
 WINDOW_SUMS = f"""
     SELECT w.*, b.organization_id, b.limit_micro, b.limit_tokens,
@@ -69,6 +81,8 @@ OVERRUNS = f"""
            coalesce(overage.released_tokens, 0) AS released_tokens,
            greatest(w.opened_pico - b.limit_micro::numeric * 1000000, 0) AS opened_pico,
            greatest(w.opened_tokens - b.limit_tokens, 0) AS opened_tokens,
+           coalesce(overage.early_pico, 0) + coalesce(early.pico, 0) AS early_pico,
+           coalesce(overage.early_tokens, 0) + coalesce(early.tokens, 0) AS early_tokens,
            EXISTS (
                SELECT FROM tenants_auditentry e
                WHERE e.subject_type = 'billing.budget' AND e.subject_id = b.id::text AND e.at >= w.starts_at
@@ -82,12 +96,19 @@ OVERRUNS = f"""
                sum(greatest(u.amount_pico, 0)) FILTER (WHERE u.kind = 'adjustment') AS late_pico,
                sum(greatest({TOKENS}, 0)) FILTER (WHERE u.kind = 'adjustment') AS late_tokens,
                sum(u.amount_pico) FILTER (WHERE released.at IS NOT NULL) AS released_pico,
-               sum({TOKENS}) FILTER (WHERE released.at IS NOT NULL) AS released_tokens
+               sum({TOKENS}) FILTER (WHERE released.at IS NOT NULL) AS released_tokens,
+               sum(u.amount_pico) FILTER (WHERE u.held_at < w.opened_at) AS early_pico,
+               sum({TOKENS}) FILTER (WHERE u.held_at < w.opened_at) AS early_tokens
         FROM billing_usagerecord u
         LEFT JOIN tenants_auditentry released ON released.subject_type = 'billing.hold'
             AND released.action = 'hold.release' AND released.subject_id = u.request_id::text
         WHERE u.organization_id = b.organization_id AND u.recorded_at >= w.starts_at AND w.id = ANY(u.window_ids)
     ) overage ON true
+    LEFT JOIN LATERAL (
+        SELECT sum(s.pico) AS pico, sum(s.tokens) AS tokens
+        FROM billing_hold h, unnest(h.window_ids, h.window_pico, h.window_tokens) s (id, pico, tokens)
+        WHERE s.id = w.id AND h.held_at < w.opened_at
+    ) early ON true
     WHERE {IN_BUDGETS}
       AND (w.spent_pico + w.held_pico > b.limit_micro::numeric * 1000000
            OR w.spent_tokens + w.held_tokens > b.limit_tokens)
@@ -102,6 +123,18 @@ OWNED = """
 MISSING = """
     concat_ws(', ', CASE WHEN o.id IS NULL THEN 'organization' END, CASE WHEN t.id IS NULL THEN 'team' END,
               CASE WHEN k.id IS NULL THEN 'key' END, CASE WHEN p.id IS NULL THEN 'price' END)
+"""
+
+# Quarters that were booked in since the rollups were last recomputed are not compared: their turn is to come.
+ROLLUPS = f"""
+    SELECT coalesce(l.organization_id, r.organization_id) AS organization_id, coalesce(l.bucket, r.bucket) AS bucket,
+           r.amount_pico AS is_pico, l.amount_pico AS should_pico
+    FROM ({rollups.LEDGER.format(source="billing_usagerecord u", condition=IN_USAGE)}) l
+    FULL JOIN (SELECT * FROM billing_rollup u WHERE {IN_USAGE}) r USING ({rollups.KEYS})
+    WHERE ({_columns("l", rollups.SUMS)}) IS DISTINCT FROM ({_columns("r", rollups.SUMS)})
+"""
+RECOMPUTED_UNTIL = f"""
+    coalesce((SELECT recorded_until FROM billing_rollupmark) - interval '{rollups.OVERLAP_S} seconds', '-infinity')
 """
 
 # Each selects one column, `example`: what is broken, in a line.
@@ -133,8 +166,9 @@ INVARIANTS: dict[str, tuple[str, str]] = {
                 over_tokens) AS example
             FROM ({OVERRUNS}) w
             WHERE NOT is_changed
-              AND (over_pico > overage_pico + late_pico + released_pico + opened_pico
-                   OR over_tokens > overage_tokens + late_tokens + released_tokens + opened_tokens)""",
+              AND (over_pico > overage_pico + late_pico + released_pico + opened_pico + early_pico
+                   OR over_tokens > overage_tokens + late_tokens + released_tokens + opened_tokens
+                                    + early_tokens)""",
     ),
     "amount_is_rated": (
         "each usage record costs what its tokens, price and policy make",
@@ -222,6 +256,30 @@ INVARIANTS: dict[str, tuple[str, str]] = {
                 AND (b.key_id IS NULL OR b.key_id = row.key_id)
             WHERE b.id IS NULL""",
     ),
+    "rollups_are_the_ledger": (
+        "the rollups of each quarter of an hour are what was booked in it",
+        f"""SELECT format('organization %%s from %%s: %%s pico-units, should be %%s', organization_id, bucket,
+                is_pico, should_pico) AS example
+            FROM ({ROLLUPS}) w
+            WHERE NOT EXISTS (
+                SELECT FROM billing_usagerecord t
+                WHERE t.organization_id = w.organization_id AND t.recorded_at >= {RECOMPUTED_UNTIL}
+                  AND t.billed_at >= w.bucket AND t.billed_at < w.bucket + interval '15 minutes')""",
+    ),
+    "rollups_are_rated": (
+        "each rollup costs what its billed tokens and requests cost at its price",
+        f"""SELECT format('organization %%s from %%s: %%s pico-units', u.organization_id, u.bucket, u.amount_pico)
+                AS example
+            FROM billing_rollup u JOIN billing_price p ON p.id = u.price_id
+            WHERE {IN_USAGE} AND u.amount_pico <> {RATED_ROLLUP}""",
+    ),
+    "billed_in_an_open_period": (
+        "a usage record is billed when it was received, or later if that period was closed",
+        f"""SELECT format('%%s: received %%s, billed %%s', request_id, received_at, billed_at) AS example
+            FROM billing_usagerecord u LEFT JOIN billing_account a ON a.organization_id = u.organization_id
+            WHERE {IN_USAGE} AND (u.billed_at < u.received_at
+                  OR (u.billed_at > u.received_at AND u.billed_at > coalesce(a.closed_until, 'epoch')))""",
+    ),
 }
 
 
@@ -286,6 +344,7 @@ def _overrun(row: dict[str, int]) -> Overrun:
         "late truths: estimates were corrected upwards": row["late_pico"] or row["late_tokens"],
         "holds were released by hand": row["released_pico"] or row["released_tokens"],
         "booked before the budget stood": row["opened_pico"] or row["opened_tokens"],
+        "requests ran when the budget was set": row["early_pico"] or row["early_tokens"],
         "the budget was changed": row["is_changed"],
     }
     return Overrun(

@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
 from django.db.models import Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from billing.money import MICRO_DECIMALS, parse_micro
@@ -163,12 +164,17 @@ class BudgetWindow(models.Model):
     """A budget over one day, month or life: what is spent in it, and what is held.
 
     Only the booking functions write it, and `billing.alerts` its `alerted_percent`. `opened_…` is what had been
-    booked in the window before the budget stood.
+    booked in the window before the budget stood; it is added up when the budget is set (a trigger), never by a
+    request. What runs then is held in the window from that instant on.
     """
 
     budget = models.ForeignKey(Budget, on_delete=models.PROTECT, related_name="windows")
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField(null=True)
+    opened_at = models.DateTimeField(
+        db_default=Now(),
+        help_text="When what is booked began to be counted in it, request by request.",
+    )
     opened_pico = models.DecimalField(max_digits=30, decimal_places=0)
     opened_tokens = models.BigIntegerField()
     spent_pico = models.DecimalField(max_digits=30, decimal_places=0)

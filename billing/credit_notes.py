@@ -8,14 +8,14 @@ from typing import TypeVar
 import msgspec
 from django.db import transaction
 
-from billing import numbering, snapshots
+from billing import numbering
+from billing.events import EventType
 from billing.invoice_content import utc
 from billing.invoices import Invoice, InvoiceStatus
 from billing.invoicing import freeze, locked, settle_status, tell
 from billing.money import round_half_even
 from billing.rating import BP
 from billing.snapshots import Allowance, Document, Line, Snapshot, Team, Totals, items_of
-from billing.events import EventType
 from tenants.models import Actor, AuditEntry
 
 RowT = TypeVar("RowT", Line, Allowance)
@@ -42,7 +42,7 @@ def credit(
     by: Actor,
     at: datetime,
 ) -> Invoice:
-    """Issue a credit note for these lines of an issued invoice, or for all that is left of it. ValueError if there is none.
+    """Issue a credit note for these lines of an issued invoice, or for all that is left of it; ValueError if nothing.
 
     A line takes its free allowance with it. Discount and tax follow; the note that takes the last line takes what
     rounding has left of them too, so that all notes together are the invoice.
@@ -132,9 +132,7 @@ def _content(
     )
 
 
-def _totals(
-    invoice: Invoice, original: Snapshot, chosen: list[_Item], *, is_rest: bool
-) -> Totals:
+def _totals(invoice: Invoice, original: Snapshot, chosen: list[_Item], *, is_rest: bool) -> Totals:
     if is_rest:
         notes = [note.frozen.totals for note in invoice.credit_notes.all()]
         sums = original.totals

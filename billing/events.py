@@ -26,9 +26,7 @@ class EventType(models.TextChoices):
 class Event(models.Model):
     """Something that happened, and what is said of it. `subject` and `type` make it unique: told once."""
 
-    organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="events"
-    )
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="events")
     type = models.CharField(max_length=32, choices=EventType)
     subject = models.CharField(max_length=100, help_text="What it happened to, and which time.")
     data = models.JSONField()

@@ -195,14 +195,17 @@ class _Page(FPDF):
         """Draw a line; if it lay in several tiers or prices, these below it."""
         usage = self.words.kinds[line.kind]
         if line.images:
-            usage = f"{usage} ({self.words.images.format(f'{line.images:,}')})"
+            images = self.words.images.format(format_amount(abs(line.images), 0))
+            usage = f"{usage} ({images})"
         is_split = len(line.tiers) > 1
         price = "" if is_split else self._price(line.tiers)
-        row = (_plain(model), usage, f"{line.quantity:,}", price, self._amount(line.amount_minor))
+        quantity = format_amount(line.quantity, 0)
+        row = (_plain(model), usage, quantity, price, self._amount(line.amount_minor))
         self._row(row)
         for tier in line.tiers if is_split else []:
             at = self._price([tier])
-            self._row(("", self._tier(tier), f"{tier.quantity:,}", at, ""), quiet=True)
+            quantity = format_amount(tier.quantity, 0)
+            self._row(("", self._tier(tier), quantity, at, ""), quiet=True)
         if line.late_quantity:
             late = self.words.late.format(f"{line.late_quantity:,}")
             self._row(("", late, "", "", ""), quiet=True)
@@ -210,7 +213,7 @@ class _Page(FPDF):
     def _allowance(self, allowance: Allowance) -> None:
         usage = self.words.allowance.format(self.words.kinds[allowance.kind])
         amount = self._amount(allowance.amount_minor)
-        quantity = f"{MINUS}{allowance.quantity:,}"
+        quantity = format_amount(-allowance.quantity, 0)
         self._row((_plain(allowance.model), usage, quantity, "", amount))
 
     def _tier(self, tier: Tier) -> str:

@@ -51,9 +51,10 @@ class Issuer(models.Model):
     @classmethod
     def standard(cls) -> Self:
         """Return the issuer of this installation: the first one, made now if there is none."""
-        return cls.objects.first() or cls.objects.get_or_create(
-            prefix="TSR", defaults={"name": "Tessera"}
-        )[0]
+        return (
+            cls.objects.first()
+            or cls.objects.get_or_create(prefix="TSR", defaults={"name": "Tessera"})[0]
+        )
 
 
 class InvoiceNumbers(models.Model):
@@ -179,9 +180,7 @@ class Invoice(models.Model):
             ),
         ]
         indexes = [
-            models.Index(
-                fields=["due_at"], condition=Q(status="issued"), name="invoice_by_due_at"
-            ),
+            models.Index(fields=["due_at"], condition=Q(status="issued"), name="invoice_by_due_at"),
             models.Index(fields=["period_end"], condition=Q(status="draft"), name="invoice_drafts"),
         ]
 

@@ -120,7 +120,7 @@ def issue(invoice_id: int, at: datetime, *, by: Actor = None) -> Invoice | None:
 
 
 def void(invoice_id: int, *, reason: str, by: Actor, at: datetime) -> Invoice:
-    """Void an issued invoice that nothing was paid on. Its number, its lines and its PDF stay. ValueError if it cannot be."""
+    """Void an issued invoice that nothing was paid on. Number, lines and PDF stay. ValueError if it cannot be."""
     with transaction.atomic():
         _, invoice = locked(invoice_id)
         if invoice.kind != "invoice" or invoice.status == InvoiceStatus.DRAFT:
@@ -131,7 +131,9 @@ def void(invoice_id: int, *, reason: str, by: Actor, at: datetime) -> Invoice:
             raise ValueError(f"{invoice} has payments: reverse them first.")
         if invoice.credit_notes.exists():
             raise ValueError(f"{invoice} has credit notes: credit what is left of it instead.")
-        if invoice.status == InvoiceStatus.PAID:  # by credit alone: it is owed again before it is void
+        if (
+            invoice.status == InvoiceStatus.PAID
+        ):  # by credit alone: it is owed again before it is void
             _move(invoice, InvoiceStatus.ISSUED)
         invoice.voided_at, invoice.void_reason = at, reason
         _move(invoice, InvoiceStatus.VOID, "voided_at", "void_reason")

@@ -15,7 +15,18 @@ from django.db.models.functions import Now
 from billing.accounts import Account, InvoiceLanguage
 from billing.alerts import Alert, AlertChannel, AlertDelivery
 from billing.budgets import Budget, BudgetWindow, Period
+from billing.events import Event
 from billing.idempotency import IdempotentRequest
+from billing.invoices import (
+    CreditDraw,
+    CreditGrant,
+    Invoice,
+    InvoiceDocument,
+    InvoiceLine,
+    InvoiceNumbers,
+    Issuer,
+    Payment,
+)
 from billing.price_lists import MICRO_MAX, Allowance, Price, PriceList, PriceTier
 from tenants.models import ApiKey, Organization, Team
 
@@ -28,15 +39,26 @@ __all__ = [
     "Allowance",
     "Budget",
     "BudgetWindow",
+    "CreditDraw",
+    "CreditGrant",
+    "Event",
     "GatewayProcess",
     "Hold",
     "IdempotentRequest",
+    "Invoice",
+    "InvoiceDocument",
     "InvoiceLanguage",
+    "InvoiceLine",
+    "InvoiceNumbers",
+    "Issuer",
+    "Payment",
     "Period",
     "Price",
     "PriceList",
     "PriceTier",
     "Reconciliation",
+    "Rollup",
+    "RollupMark",
     "UsageRecord",
 ]
 
@@ -237,6 +259,61 @@ class UsageRecord(Booking):
     def overage_pico(self) -> int:
         """Return by how much the amount passed what was held."""
         return max(0, self.amount_pico - self.held_pico)
+
+
+class Rollup(models.Model):
+    """What the ledger has of one quarter of an hour, by team, key, model and price. Only `billing.rollups` writes it.
+
+    `tokens_…` is what was used, `billed_…` what of it is billed by the organization's rules for broken answers.
+    """
+
+    bucket = models.DateTimeField(help_text="When its quarter begins, by `billed_at`.")
+    organization = OwnerKey(Organization)
+    team = OwnerKey(Team)
+    key = OwnerKey(ApiKey)
+    model_name = models.CharField(max_length=200)
+    price = OwnerKey(Price)
+    is_late = models.BooleanField(help_text="Received in a period that was closed before.")
+    requests = models.BigIntegerField()
+    images = models.BigIntegerField()
+    tokens_in_text = models.BigIntegerField()
+    tokens_in_image = models.BigIntegerField()
+    tokens_in_cached = models.BigIntegerField()
+    tokens_out = models.BigIntegerField()
+    billed_requests = models.BigIntegerField()
+    billed_images = models.BigIntegerField()
+    billed_in_text = models.BigIntegerField()
+    billed_in_image = models.BigIntegerField()
+    billed_in_cached = models.BigIntegerField()
+    billed_out = models.BigIntegerField()
+    amount_pico = models.DecimalField(max_digits=30, decimal_places=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=[
+                    *("organization", "bucket", "team", "key"),
+                    *("model_name", "price", "is_late"),
+                ],
+                name="rollup_once",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_name} from {self.bucket:%Y-%m-%d %H:%M}"
+
+
+class RollupMark(models.Model):
+    """Up to when the ledger was read for the rollups, by `recorded_at`. One row."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    recorded_until = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="rollup_mark_is_one")]
+
+    def __str__(self) -> str:
+        return f"read until {self.recorded_until:%Y-%m-%d %H:%M:%S}"
 
 
 class GatewayProcess(models.Model):

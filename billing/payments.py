@@ -48,7 +48,7 @@ def pay(
 
 
 def reverse(payment_id: int, *, by: Actor, at: datetime) -> Payment:
-    """Take back a payment that was a mistake, by another of the opposite amount. ValueError if that was done already."""
+    """Take back a payment that was a mistake, by one of the opposite amount. ValueError if that was done already."""
     found = Payment.objects.get(pk=payment_id)
     with transaction.atomic():
         _, invoice = locked(found.invoice_id)

@@ -338,7 +338,8 @@ def _credits(
         left -= taken
         users = {team_id: units for team_id, units in cell.by_team.items() if units > 0}
         for team_id, units in apportion(taken, users).items():
-            by_team[team_id].append((cell, units))
+            if units:
+                by_team[team_id].append((cell, units))
     found = []
     for team_id, parts in by_team.items():
         steps = _steps(kind, parts)

@@ -1,8 +1,8 @@
 """Reconciliation: what was left behind is booked, and what the budgets say is compared with the ledger.
 
 In this order, as each step feeds the next: the spools of dead processes are booked, holds of dead processes are
-settled, then each budget window's figures are compared with the usage records and holds that they sum up. (Rollups,
-once there are any, are recomputed and compared here too.) Every run leaves a row in billing_reconciliation.
+settled, then each budget window's figures are compared with the usage records and holds that they sum up, and the
+rollups are recomputed. Every run leaves a row in billing_reconciliation.
 
 Idempotent: any number of runs at once, on any host, does the work once. It drains the spools of its own disk only.
 """
@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import DataError, IntegrityError, ProgrammingError, connection, transaction
 from django.utils.timezone import now
 
-from billing import ledger, spool
+from billing import ledger, rollups, spool
 from billing.budgets import BudgetWindow
 from billing.models import Reconciliation
 from billing.spool import Record
@@ -91,6 +91,7 @@ class Report:
     drained: int = 0
     refused: int = 0
     reaped: int = 0
+    rollups: int = 0
     drifts: list[Drift] = field(default_factory=list)
     fixed: int = 0
 
@@ -104,11 +105,15 @@ class Report:
 
 
 def run(*, fix: bool = False, by: Actor = None) -> Report:
-    """Drain, reap, compare, and write down what was found; with `fix` also correct the windows that drifted."""
+    """Drain, reap, compare, recompute, and write down what was found.
+
+    With `fix` also correct the windows that drifted, and recompute all rollups there are, not only what is new.
+    """
     report = Report()
     report.drained, report.refused = drain()
     report.reaped = _reap_all()
     report.drifts = drifts()
+    report.rollups = rollups.recompute(everything=fix)
     if fix and report.drifts:
         report.fixed = correct([drift.window_id for drift in report.drifts], by=by)
     _write_down(report)
@@ -236,6 +241,7 @@ def _write_down(report: Report) -> None:
         details={
             "refused": report.refused,
             "fixed": report.fixed,
+            "rollups": report.rollups,
             "drifts": [asdict(drift) for drift in report.drifts[:DRIFTS_SHOWN_MAX]],
         },
     )

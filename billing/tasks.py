@@ -5,7 +5,7 @@ import logging
 from celery import shared_task
 from django.utils.timezone import now
 
-from billing import alerts, deliveries, idempotency, ledger, processes, reconciliation
+from billing import alerts, deliveries, idempotency, ledger, processes, reconciliation, rollups
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,12 @@ def reap_holds() -> int:
 def reconcile() -> int:
     """Book what was left behind, and compare the budgets with the ledger; return the drift in pico-units."""
     return reconciliation.run().drift_pico
+
+
+@shared_task
+def recompute_rollups() -> int:
+    """Make the rollups what the ledger says; return how many rows changed."""
+    return rollups.recompute()
 
 
 @shared_task

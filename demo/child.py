@@ -107,7 +107,8 @@ class Child(ABC):
         if self._process is None:
             return
         with suppress(ProcessLookupError):
-            self._process.kill()
+            # It leads a group of its own: so falls also what closed our pid file, as celery's beat does.
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
         self.pid_file.kill_holders()

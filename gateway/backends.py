@@ -6,6 +6,7 @@ slots when a send is cancelled (ADR 0003). Nothing of the client's request reach
 """
 
 import asyncio
+from collections.abc import Sequence
 from uuid import UUID
 
 import aiohttp
@@ -13,6 +14,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
 from gateway.catalog import BackendEntry
+from gateway.payloads import Piece
 
 # A longer body is written in pieces, between which other requests get their turn.
 BODY_BYTES_AT_ONCE = 2**18
@@ -23,19 +25,21 @@ class RequestBody(Payload):
 
     _autoclose = True
 
-    def __init__(self, body: bytes) -> None:
-        super().__init__(body, content_type="application/json")
-        self._body = memoryview(body)
-        self._size = len(body)
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        super().__init__(pieces, content_type="application/json")
+        self._pieces = pieces
+        self._size = sum(map(len, pieces))
         self.is_sent = False
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return bytes(self._body).decode(encoding, errors)
+        return b"".join(self._pieces).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         self.is_sent = True
-        for start in range(0, len(self._body), BODY_BYTES_AT_ONCE):
-            await writer.write(self._body[start : start + BODY_BYTES_AT_ONCE])
+        for piece in self._pieces:
+            view = memoryview(piece)
+            for start in range(0, len(view), BODY_BYTES_AT_ONCE):
+                await writer.write(view[start : start + BODY_BYTES_AT_ONCE])
 
 
 class Lane:

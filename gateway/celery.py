@@ -16,6 +16,7 @@ app.conf.beat_schedule = {
         "task": "billing.tasks.purge_idempotent_requests",
         "schedule": 600.0,
     },
+    "recompute-rollups": {"task": "billing.tasks.recompute_rollups", "schedule": 60.0},
     "reap-holds": {"task": "billing.tasks.reap_holds", "schedule": 10.0},
     "reconcile": {"task": "billing.tasks.reconcile", "schedule": 600.0},
     "raise-alerts": {"task": "billing.tasks.raise_alerts", "schedule": 15.0},

@@ -5,6 +5,9 @@ A JSON parser looks at each byte of a string, once for every level that it is ne
 """
 
 import secrets
+from typing import TypeAlias
+
+Piece: TypeAlias = bytes | memoryview
 
 START = b";base64,"
 PREFIX_BYTES_MAX = 256  # from the string's quote to the payload
@@ -38,20 +41,20 @@ class Lifted:
             self._taken.add(mark)
         return string
 
-    def put_back(self, document: bytes) -> bytes:
-        """Return the document with the strings in the place of their marks."""
-        parts: list[bytes | memoryview] = []
+    def put_back(self, document: bytes) -> list[Piece]:
+        """Return the document with the strings in the place of their marks, in pieces: nothing long is copied."""
+        parts: list[Piece] = []
         for mark, string in self._strings.items():
             before, found, after = document.partition(mark)
             if found:
                 parts += (before, string)
                 document = after
-        return b"".join((*parts, document))
+        return [*parts, document]
 
     def _lift(self, body: bytes) -> bytes:
         token = secrets.token_hex(8).encode()
         view = memoryview(body)
-        parts: list[bytes | memoryview] = []
+        parts: list[Piece] = []
         done = position = 0
         while (found := body.find(START, position)) >= 0:
             begin = body.rfind(b'"', max(done, found - PREFIX_BYTES_MAX), found) + 1

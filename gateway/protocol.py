@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from gateway.counting.messages import IMAGE, PromptMessage
 from gateway.errors import InvalidImage, InvalidRequest
-from gateway.payloads import Lifted
+from gateway.payloads import Lifted, Piece
 
 T = TypeVar("T")
 RawObject = dict[str, Raw]
@@ -105,8 +105,8 @@ class ChatRequest:
     _fields: dict[str, Any] = field(repr=False)
     _stream_options: RawObject = field(repr=False)
 
-    def upstream_body(self, *, model: str, max_tokens: int, running_usage: bool) -> bytes:
-        """Write the body for the backend: its name of the model, max_tokens always set, usage always asked for."""
+    def upstream_body(self, *, model: str, max_tokens: int, running_usage: bool) -> list[Piece]:
+        """Write the backend's body, in pieces: its name of the model, max_tokens always set, usage always asked for."""
         fields = self._fields
         fields["model"] = model
         fields["max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"] = (

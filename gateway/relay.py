@@ -15,7 +15,7 @@ Nothing here is ever cancelled from outside: whoever wants it to stop calls `sto
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -34,6 +34,7 @@ from gateway.counting.counters import INLINE_CHARS_MAX
 from gateway.errors import BackendFailed, GatewayError, MeteringUnavailable
 from gateway.listener import Listener, OutputMeter
 from gateway.metering import Metered, PromptCount, is_credible, meter
+from gateway.payloads import Piece
 from gateway.quota import insufficient_quota
 from gateway.sse import DONE, EventSplitter
 from gateway.upstream import BROKEN, Stop, UpstreamCall
@@ -152,7 +153,7 @@ class Exchange:
 
     # ------------------------------------------------------------ the answer
 
-    async def open(self, body: bytes) -> None:
+    async def open(self, body: Sequence[Piece]) -> None:
         """Send the request to the backend. Raises BackendRefused, BackendFailed, BackendBusy, BackendTimeout."""
         await self._call.open(body)
 

@@ -99,6 +99,10 @@ EMAIL_TIMEOUT = env_int("TESSERA_EMAIL_TIMEOUT_S", 10, minimum=1)
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = env_str("TESSERA_EMAIL_FROM", "tessera@localhost")
 WEBHOOK_ALLOW_PRIVATE = env_bool("TESSERA_WEBHOOK_ALLOW_PRIVATE", False)
 
+# Invoices
+INVOICE_GRACE_S = env_int("TESSERA_INVOICE_GRACE_S", 24 * 3600, minimum=0)
+CLOSE_MARGIN_S = env_int("TESSERA_CLOSE_MARGIN_S", 60, minimum=0)
+
 # People
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", "English"), ("zh-hant", "繁體中文")]

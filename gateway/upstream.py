@@ -6,7 +6,7 @@ whoever waits for it wakes up.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from gateway.errors import (
     ShuttingDown,
 )
 from gateway.patience import Patience
+from gateway.payloads import Piece
 from gateway.sse import StreamBroken
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class UpstreamCall:
             logger.warning("backend %s broke off: %r", self.backend.name, error)
             self.stopped = Stop.BACKEND_BROKE
 
-    async def open(self, body: bytes) -> None:
+    async def open(self, body: Sequence[Piece]) -> None:
         """Send the request to the backend and wait for the head of its answer.
 
         Raises BackendRefused, BackendFailed, BackendBusy, BackendTimeout.

@@ -105,7 +105,9 @@ def serving(directory: Path, **environment: str) -> Iterator[tuple[str, "subproc
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway.serve", "--port", str(port)],
             cwd=ROOT,
-            env=os.environ | {"DATABASE_URL": database_url(), **DOOR_ENVIRONMENT, **environment},
+            env=os.environ
+            | {"DATABASE_URL": database_url(), "TESSERA_SPOOL_DIR": str(directory / "spool")}
+            | {**DOOR_ENVIRONMENT, **environment},
             stdout=output,
             stderr=output,
         )

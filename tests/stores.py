@@ -1,17 +1,16 @@
 """A pytest plugin that starts PostgreSQL and Valkey for the tests before Django reads its settings.
 
-They run in a temporary directory, unless TEST_DATABASE_URL and TEST_REDIS_URL are set, and stop with pytest.
-Loaded by `-p tests.stores` in pyproject.toml; hence run the tests as `python -m pytest`.
+They run in a temporary directory, unless TEST_DATABASE_URL and TEST_REDIS_URL are set, and stop with pytest. What a
+run that was killed left is ended by the next. Loaded by `-p tests.stores` in pyproject.toml; hence run the tests as
+`python -m pytest`.
 """
 
 import os
-import shutil
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 
 from demo.postgres import PostgreSQL
 from demo.valkey import Valkey
+from tests import leftovers
 
 SETTINGS = {
     "TESSERA_SECRET_KEY": "tests-only",
@@ -33,8 +32,8 @@ def start() -> None:
     if GIVEN.keys() <= os.environ.keys():
         os.environ.update({name: os.environ[given] for given, name in GIVEN.items()})
         return
-    directory = Path(tempfile.mkdtemp(prefix="tessera-tests-"))
-    _stores.callback(shutil.rmtree, directory, ignore_errors=True)
+    directory = _stores.enter_context(leftovers.directory("tessera-tests-"))
+    os.environ[leftovers.MARK] = str(directory)
     os.environ["DATABASE_URL"] = _stores.enter_context(PostgreSQL(directory, durable=False)).url
     os.environ["REDIS_URL"] = _stores.enter_context(Valkey(directory)).url
 

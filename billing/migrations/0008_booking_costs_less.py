@@ -18,6 +18,8 @@ DECLARE
     at timestamptz := clock_timestamp();
     incoming billing_hold[];
 BEGIN
+    -- It looks which budgets there are, then makes its holds: none may begin to be enforced in between (0009).
+    LOCK TABLE billing_hold IN ROW EXCLUSIVE MODE;
     SELECT array_agg(r) INTO incoming FROM json_populate_recordset(NULL::billing_hold, rows) r;
 
     IF EXISTS (

@@ -15,7 +15,7 @@ from django.utils import timezone
 from billing import books, ledger
 from billing.budgets import Budget, BudgetWindow
 from billing.holds import RESERVE, SETTLE, HoldRow, UsageRow
-from billing.models import Price, UsageRecord
+from billing.models import Hold, Price, UsageRecord
 from gateway.request_ids import new_request_id
 from tenants.models import AuditEntry
 from tests import factories
@@ -281,7 +281,8 @@ def test_a_hold_that_was_released_by_hand_explains_a_window_over_its_limit(
     acme: Tenant, price: Price
 ) -> None:
     opened = sum(UsageRecord.objects.filter(key=acme.key).values_list("amount_pico", flat=True))
-    booked_before = (opened + WORST) // 10**6 + 1
+    running = sum(Hold.objects.filter(key=acme.key).values_list("amount_pico", flat=True))
+    booked_before = (opened + running + WORST) // 10**6 + 1
     Budget.objects.create(
         organization=acme.organization, key=acme.key, team=acme.team, limit_micro=booked_before
     )

@@ -310,6 +310,17 @@ def test_what_teams_pay_together_is_what_their_organization_would_pay_as_one_tea
     assert by_step(apart) == by_step(as_one)
 
 
+def test_a_team_whose_share_of_the_free_units_is_nothing_has_no_credit() -> None:
+    rated = rate(
+        [text(1, 1), text(1, 2)],
+        [version()],
+        currency="TWD",
+        allowances={("vlm", Kind.TEXT_IN): 1},
+    )
+
+    assert [(credit.team_id, credit.quantity) for credit in rated.credits] == [(1, 1)]
+
+
 @settings(max_examples=250, deadline=None)
 @given(usages, versions, frees)
 def test_no_line_pays_for_more_than_the_free_units_leave(

@@ -7,16 +7,21 @@ window is added up from who owns the row and when it was held, not from the wind
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
+from math import inf
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
 from tests.faults.journal import Entry
-from tests.faults.scenario import RATES
+from tests.faults.killer import FROZEN_S
+from tests.faults.scenario import RATES, TEXT_TOKENS, TILE_TOKENS, Caller
 
 Row = dict[str, Any]
 SHOWN_MAX = 5
+# Valkey's count, the shares of the processes that live while it is away, and of those that were just killed.
+COUNTS_OF_A_LIMIT = 3
 FEE_PICO = RATES["request_micro"] * 10**6
 
 WINDOWS = """
@@ -49,6 +54,9 @@ class Verdict:
 class Talk:
     """What the upstream wrote down of one request."""
 
+    began_at: float = 0.0
+    pictures: int = 0
+    ended_at: float = inf
     ended: str = "killed"
     emitted: int = 0
     reported: int | None = None
@@ -92,11 +100,12 @@ class Checker:
         upstream: Iterable[Entry],
         faults: Iterable[Entry],
         books: Books,
+        callers: Iterable[Caller],
     ) -> None:
         entries = list(clients)
-        self.gateways_killed_at = [
-            each["at"] for each in faults if each["fault"].startswith("gateway")
-        ]
+        struck = [(each["fault"], each["at"]) for each in faults]
+        self.gateways_hit_at = [at for fault, at in struck if fault.startswith("gateway")]
+        self.frozen_at = [at for fault, at in struck if fault == "gateway worker frozen"]
         self.books = books
         self.completed = {each["id"]: each for each in entries if each["outcome"] == "completed"}
         self.answered = {
@@ -105,6 +114,9 @@ class Checker:
             if each["outcome"] in {"refused", "error"} and each["id"]
         }
         self.talks = _talks(upstream)
+        self.callers = {caller.key_id: caller for caller in callers}
+        self.keys = {each["id"]: each["key"] for each in entries if each["id"]}
+        self.keys |= {id: rows[0]["key_id"] for id, rows in books.usage.items()}
 
     def verdicts(self) -> list[Verdict]:
         books = self.books
@@ -119,8 +131,12 @@ class Checker:
             ),
             self._each("… and exactly what the upstream wrote", self.completed, self._wrong_output),
             self._each("no request is charged twice", ids, self._twice),
+            self._each("the input billed is what the upstream was sent", ids, self._wrong_input),
             self._each(
-                "every amount is tokens × rates, by the policy of its ending",
+                "each ending is billed by its organization's policy", ids, self._wrong_policy
+            ),
+            self._each(
+                "every amount is tokens × rates, by that policy",
                 ids,
                 self._wrong_amount,
             ),
@@ -142,6 +158,11 @@ class Checker:
                 len(books.windows),
                 list(self._unequal()),
             ),
+            Verdict(
+                "no key runs more at once than its limit, counted in three places",
+                sum(caller.at_once_max is not None for caller in self.callers.values()),
+                list(self._crowded()),
+            ),
         ]
 
     def estimates(self) -> tuple[int, int]:
@@ -156,9 +177,8 @@ class Checker:
     def _lost(self, id: str) -> str | None:
         if id not in self.books.usage:
             return "is not in the ledger"
-        is_estimate = self.books.usage[id][0]["status"] == "expired"
-        is_lost = is_estimate and id not in self.books.adjustments
-        return "was only estimated" if is_lost else None
+        status = self.books.net(id)["status"]
+        return None if status in {"ok", "cut"} else f"is booked as {status}"
 
     def _wrong_usage(self, id: str) -> str | None:
         entry = self.completed[id]
@@ -190,11 +210,29 @@ class Checker:
             return f"was {rows[0]['status']}, and adjusted"
         return None
 
+    def _wrong_input(self, id: str) -> str | None:
+        row = self.books.net(id)
+        prompt = row["tokens_in_text"] + row["tokens_in_image"] + row["tokens_in_cached"]
+        if not prompt or id not in self.talks:
+            return None
+        image = self.talks[id].pictures * TILE_TOKENS
+        is_right = prompt - image in TEXT_TOKENS and row["tokens_in_image"] <= image
+        return None if is_right else f"has images of {image} tokens, billed {prompt} in all"
+
+    def _wrong_policy(self, id: str) -> str | None:
+        shares = self.callers[self.keys[id]].shares
+        first, last = self.books.usage[id][0], self.books.net(id)
+        for row in (first, last):
+            expected = shares.get(row["status"], "")
+            if row["policy"] != expected and not _is_nothing(row):
+                return f"is {row['status']} and billed as {row['policy']!r}, not {expected!r}"
+        return None
+
     def _wrong_amount(self, id: str) -> str | None:
         first, net = self.books.usage[id][0], self.books.net(id)
         for row in (first, net):
             expected = _amount(row)
-            if row["amount_pico"] not in expected:
+            if row["amount_pico"] != expected:
                 return f"costs {row['amount_pico']}, not {expected}"
         return None
 
@@ -206,6 +244,8 @@ class Checker:
         if id in self.books.usage or self.talks[id].ended in {"refused", "broken"}:
             return None  # a backend that fails before it said anything costs nothing
         answer = self.answered.get(id)
+        if answer and answer["code"] == "backend_timeout" and self._was_frozen(self.talks[id]):
+            return None  # nor does one that seemed silent, as its gateway was stopped all the while
         return f"is nowhere in the books ({answer['code'] if answer else 'no answer'})"
 
     def _invented(self, id: str) -> str | None:
@@ -216,9 +256,14 @@ class Checker:
         return f"was answered {answer and answer['code']}, and booked as {row['status']}"
 
     def _lost_its_gateway(self, row: Row) -> bool:
-        """Tell whether a gateway was killed between the request and its estimate."""
+        """Tell whether a gateway was killed or stopped between the request and its estimate."""
         began, ended = row["received_at"].timestamp(), row["recorded_at"].timestamp()
-        return any(began - 1 < at < ended for at in self.gateways_killed_at)
+        return any(began - 1 < at < ended for at in self.gateways_hit_at)
+
+    def _was_frozen(self, talk: Talk) -> bool:
+        return any(
+            at - 1 < talk.ended_at and talk.began_at < at + FROZEN_S[1] for at in self.frozen_at
+        )
 
     def _too_much(self, id: str) -> str | None:
         talk = self.talks.get(id)
@@ -234,32 +279,49 @@ class Checker:
                 if spent != booked or held != 0 or spent < 0:
                     yield f"window {row['id']}: spent {spent} {unit}, booked {booked}, held {held}"
 
+    def _crowded(self) -> Iterator[str]:
+        """Count, from the upstream's journal, what each limited key had running at its fullest moment."""
+        moments: dict[int, list[tuple[float, int]]] = defaultdict(list)
+        for id, talk in self.talks.items():
+            if id in self.keys:
+                moments[self.keys[id]] += [(talk.began_at, 1), (talk.ended_at, -1)]
+        for key, changes in moments.items():
+            limit = self.callers[key].at_once_max
+            most = max(accumulate(step for _, step in sorted(changes)))
+            if limit is not None and most > limit * COUNTS_OF_A_LIMIT:
+                yield f"key {key} ran {most} at once, its limit is {limit}"
+
 
 def _talks(upstream: Iterable[Entry]) -> dict[str, Talk]:
     talks: dict[str, Talk] = {}
     for entry in upstream:
         if entry["event"] == "started":
-            talks[entry["id"]] = Talk()
+            talks[entry["id"]] = Talk(entry["at"], entry["pictures"])
         else:
-            talks[entry["id"]] = Talk(entry["event"], entry["emitted"], entry["reported"])
+            talk = talks[entry["id"]]
+            talk.ended, talk.ended_at = entry["event"], entry["at"]
+            talk.emitted, talk.reported = entry["emitted"], entry["reported"]
     return talks
 
 
-def _amount(row: Row) -> set[int]:
-    """Return what a record may cost: one figure, or two where an estimate was voided later."""
+def _is_nothing(row: Row) -> bool:
+    """Tell whether all of an estimate was given back."""
+    return not (row["tokens_in_text"] or row["tokens_in_image"] or row["tokens_in_cached"])
+
+
+def _amount(row: Row) -> int:
+    """Return what a record costs, an estimate and its adjustment together."""
     prompt = (
         row["tokens_in_text"] * RATES["text_in_micro"]
         + row["tokens_in_image"] * RATES["image_in_micro"]
         + row["tokens_in_cached"] * RATES["cached_in_micro"]
     )
     out = row["tokens_out"] * RATES["out_micro"]
-    if not prompt + out:
-        return {0}  # given back after it had been estimated
-    return {
-        {
-            "": prompt + out + FEE_PICO,
-            "delivered": prompt + out + FEE_PICO,
-            "prompt": prompt + FEE_PICO,
-            "nothing": 0,
-        }[row["policy"]]
+    if _is_nothing(row):
+        return 0
+    by_policy: dict[str, int] = {
+        "delivered": prompt + out + FEE_PICO,
+        "prompt": prompt + FEE_PICO,
+        "nothing": 0,
     }
+    return by_policy[row["policy"] or "delivered"]

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from tests.faults.journal import Entry, Journal
-from tests.faults.scenario import MODEL, TOKENS_OUT_MAX, Caller
+from tests.faults.scenario import MODEL, TILE_TOKENS, TOKENS_OUT_MAX, Caller
 from tests.pictures import data_url, question
 
 PAUSE_S_MAX = 0.4
@@ -21,7 +21,6 @@ LEAVE_AFTER_S_MAX = 0.8
 PATIENCE_S = 40
 REFUSED_PAUSE_S = 1.0
 TILE = data_url(560, 560)
-TILE_TOKENS = 1601
 DONE = b"data: [DONE]\n\n"
 
 

@@ -27,13 +27,9 @@ CLIENTS_JOURNAL = "clients.jsonl"
 FAULTS_JOURNAL = "faults.jsonl"
 REAPED_BY_CELERY_S_MAX = 45
 REAPED_BY_HAND_S_MAX = 20
-BRIEF_S = 60  # a shorter run does not wait for Celery's schedule, it reaps by hand
+SHORT_S = 30  # what a short run's tight budgets are sized for
 POLL_S = 0.25
 REAP = "SELECT billing_reap('0 s', 1000)"  # no gateway is left, so whoever held is dead
-# Commands that tend and check the books by themselves, where this version has them.
-COMMANDS = ROOT / "billing" / "management" / "commands"
-CHECK_BOOKS = COMMANDS / "check_books.py"
-RECONCILE = COMMANDS / "reconcile.py"
 
 
 @dataclass(frozen=True)
@@ -63,18 +59,21 @@ class Report:
 
 
 def run(var: Path, *, seed: int, seconds: int, clients: int) -> Report:
-    """Run in that empty directory, where the journals and the logs stay."""
+    """Run in that empty directory, where the journals and the logs stay. No seconds: each brief fault once.
+
+    A short run does not wait for Celery's schedule to end the holds of the dead, it reaps by hand.
+    """
     stage = Stage(var)
     times = Times()
     with stage.stores():
-        callers = _lay_out(stage, seconds)
+        callers = _lay_out(stage, seconds or SHORT_S)
         times.take("laid out")
         with stage.door():
             times.take("up")
             performance = asyncio.run(_perform(stage, callers, seed, seconds, clients))
             times.take("quiet")
         times.take("down")
-        report = _report(stage, *performance)
+        report = _report(stage, callers, *performance)
     times.take("checked")
     return replace(report, notes=[*report.notes, str(times)])
 
@@ -100,27 +99,33 @@ async def _perform(
     draw = random.Random(seed)
     stopping = asyncio.Event()
     sampler = Sampler(stage.postgres.url)
-    killer = Killer(stage, random.Random(draw.random()), Journal(stage.var / FAULTS_JOURNAL))
+    killer = Killer(
+        stage,
+        random.Random(draw.random()),
+        Journal(stage.var / FAULTS_JOURNAL),
+        is_short=not seconds,
+    )
     asked = Journal(stage.var / CLIENTS_JOURNAL)
     sampling = asyncio.create_task(sampler.run())
     crowding = asyncio.create_task(
         crowd(callers, stage.gateway.url, asked, draw, count=clients, stopping=stopping)
     )
-    await killer.run(time.monotonic() + seconds)
+    await killer.run(seconds)
     stopping.set()
     await crowding
-    is_reaped = seconds < BRIEF_S or await asyncio.to_thread(
+    is_reaped = not seconds or await asyncio.to_thread(
         _no_holds_within, stage.postgres.url, REAPED_BY_CELERY_S_MAX
     )
     sampling.cancel()
     return killer, sampler, is_reaped
 
 
-def _report(stage: Stage, killer: Killer, sampler: Sampler, is_reaped: bool) -> Report:
+def _report(
+    stage: Stage, callers: list[Caller], killer: Killer, sampler: Sampler, is_reaped: bool
+) -> Report:
     """Check; the gateway has been asked to stop by now, and has written what it still had to."""
     url = stage.postgres.url
-    if RECONCILE.exists():
-        _manage(stage, RECONCILE.stem)
+    _manage(stage, "reconcile")
     _no_holds_within(url, REAPED_BY_HAND_S_MAX, reap=True)
     entries = list(journal.read(stage.var / CLIENTS_JOURNAL))
     checker = Checker(
@@ -128,6 +133,7 @@ def _report(stage: Stage, killer: Killer, sampler: Sampler, is_reaped: bool) -> 
         journal.read(stage.upstream.journal),
         journal.read(stage.var / FAULTS_JOURNAL),
         Books(url),
+        callers,
     )
     estimates, corrected = checker.estimates()
     verdicts = [
@@ -142,13 +148,13 @@ def _report(stage: Stage, killer: Killer, sampler: Sampler, is_reaped: bool) -> 
             "the Celery worker ends the holds of the dead", 1, [] if is_reaped else ["it did not"]
         ),
     ]
-    if CHECK_BOOKS.exists():
-        verdicts.append(_check_books(stage))
+    verdicts.append(_check_books(stage))
     return Report(
         outcomes=Counter(_outcome(entry) for entry in entries),
         faults=killer.kills,
         verdicts=verdicts,
         notes=[
+            "struck at: " + ", ".join(f"{at_s:.1f} s {what}" for at_s, what in sorted(killer.told)),
             f"books:    {len(checker.books.usage)} records, {estimates} of them estimates, "
             f"{corrected} of those corrected by a late truth; "
             f"{len(checker.talks)} requests reached the upstream; "
@@ -177,7 +183,7 @@ def _lay_out(stage: Stage, seconds: int) -> list[Caller]:
 
 def _check_books(stage: Stage) -> Verdict:
     try:
-        _manage(stage, CHECK_BOOKS.stem)
+        _manage(stage, "check_books")
     except subprocess.CalledProcessError as error:
         return Verdict("manage.py check_books agrees", 1, [str(error.stdout)[-1000:]])
     return Verdict("manage.py check_books agrees", 1)

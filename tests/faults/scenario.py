@@ -16,9 +16,16 @@ RATES = {
 }
 
 
+TILE_TOKENS = 1601
+TEXT_TOKENS = range(11, 41)  # of a question, chat template included
+Shares = dict[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One key, as a client has it."""
+    """One key, as a client has it, and its terms: what an answer costs that did not complete, and its limits."""
 
     key_id: int
     secret: str
+    shares: Shares  # by status
+    at_once_max: int | None = None

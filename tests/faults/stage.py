@@ -1,7 +1,9 @@
 """Everything that runs: the stores, two gateway processes, a Celery worker, the upstream. All in one directory."""
 
 import os
+import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -10,14 +12,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from demo.child import Child
-from demo.parts import Gateway, Program, Worker, free_port, is_free
+from demo.parts import HOST, Gateway, Program, Worker, is_free
 from demo.pidfile import PROC
 from demo.postgres import PostgreSQL
 from demo.valkey import Valkey
+from tests import leftovers
 
 GATEWAY_WORKERS = 2
-REAP_AFTER_S = 15  # the least that the settings allow
+REAP_AFTER_S = 15  # three heartbeats
 ORPHANS_GONE_S_MAX = 5
+PORTS = range(20_000, 30_000)  # below those that outgoing connections are given
+PORT_ATTEMPTS_MAX = 100
 ENVIRONMENT = {
     "TESSERA_SECRET_KEY": "faults",
     "TESSERA_KEY_PEPPER": "faults",
@@ -46,11 +51,12 @@ class Backend(Program):
         return [sys.executable, "-m", "tests.faults.upstream", *where]
 
     def is_ready(self) -> bool:
-        return not is_free(self._port)
+        with socket.socket() as trial:
+            return trial.connect_ex((HOST, self._port)) == 0
 
 
 class Stage:
-    """The parts, in the order in which they need each other. Sets this process's environment, for Django."""
+    """The parts, in the order in which they need each other. If a run fails they are killed, not stopped."""
 
     def __init__(self, var: Path) -> None:
         self.var = var
@@ -60,39 +66,59 @@ class Stage:
 
     @contextmanager
     def stores(self) -> Iterator[None]:
+        """Run the stores and the upstream."""
         with ExitStack() as stack:
             stack.enter_context(self.postgres)
             stack.enter_context(self.valkey)
-            ours = {
+            self.environment = {
+                **os.environ,
                 **ENVIRONMENT,
-                "TESSERA_VAR": str(self.var),
+                leftovers.MARK: str(self.var),
+                "TESSERA_SPOOL_DIR": str(self.var / "spool"),
                 "DATABASE_URL": self.postgres.url,
                 "REDIS_URL": self.valkey.url,
             }
-            os.environ.update(ours)
-            self.environment = dict(os.environ)
-            self.upstream = Backend(self.var, self.environment, free_port(18_301))
+            port = stack.enter_context(reserved_port())
+            self.upstream = Backend(self.var, self.environment, port)
             stack.enter_context(self.upstream)
-            yield
+            with self._killed_if_it_fails():
+                yield
 
     @contextmanager
     def door(self) -> Iterator[None]:
-        """Run the gateway and the Celery worker; whatever a killed gateway left is gone in the end."""
-        self.gateway = Gateway(
-            self.var, self.environment, port=free_port(18_300), workers=GATEWAY_WORKERS
-        )
-        self.worker = Worker(self.var, self.environment)
+        """Run the gateway and the Celery worker."""
         with ExitStack() as stack:
+            self.gateway = Gateway(
+                self.var,
+                self.environment,
+                port=stack.enter_context(reserved_port()),
+                workers=GATEWAY_WORKERS,
+            )
+            self.worker = Worker(self.var, self.environment)
             stack.callback(self.worker.stop)
             stack.callback(self.gateway.stop)  # first: it books what it still has to
-            with ThreadPoolExecutor() as starters:
-                for _ in starters.map(Child.start, (self.gateway, self.worker)):
-                    pass
+            with self._killed_if_it_fails():
+                with ThreadPoolExecutor() as starters:
+                    for _ in starters.map(Child.start, (self.gateway, self.worker)):
+                        pass
+                yield
+
+    @contextmanager
+    def _killed_if_it_fails(self) -> Iterator[None]:
+        try:
             yield
+        except BaseException:
+            leftovers.end_processes(self.var)
+            raise
 
     @property
     def children(self) -> list[Child]:
         return [self.postgres, self.valkey, self.upstream, self.worker, self.gateway]
+
+    def celery_all(self) -> list[int]:
+        """Return the Celery worker with its pool and its beat."""
+        worker = self.worker.pid
+        return [worker, *children_of(worker)] if worker else []
 
     def gateway_workers(self) -> list[int]:
         pids = children_of(self.gateway.pid)
@@ -107,6 +133,30 @@ class Stage:
         """Return every process of PostgreSQL, the postmaster first."""
         postmaster = self.postgres.pid
         return [postmaster, *children_of(postmaster)] if postmaster else []
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Yield a port that nobody else gets meanwhile, also not while whoever listens there is dead.
+
+    It is bound, but not listened at. Those who share ports on purpose may listen: granian and our upstream do.
+    """
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for _ in range(PORT_ATTEMPTS_MAX):
+            port = random.SystemRandom().choice(PORTS)
+            if is_free(port) and _binds(reservation, port):  # the former also sees those who share
+                break
+        else:
+            raise OSError("no port is free")
+        yield port
+
+
+def _binds(endpoint: socket.socket, port: int) -> bool:
+    with suppress(OSError):
+        endpoint.bind((HOST, port))
+        return True
+    return False
 
 
 def children_of(pid: int | None) -> list[int]:

@@ -7,6 +7,7 @@ knows nothing of that journal. What it answers is drawn from the request's seed.
 import argparse
 import asyncio
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.faults.scenario import UPSTREAM_NAME
 
 HOST = "127.0.0.1"
 BODY_BYTES_MAX = 2**20
+PICTURE = b'"image_url":'  # as a field; the part's type is the same word
 WORD = " a"  # one token
 PROMPT_REPORTED = 11  # wrong on purpose: the gateway's counter is exact, and bills
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -103,7 +105,7 @@ class Upstream:
         request_id = headers[b"x-request-id"].decode()
         talk = Conversation(Plan.of(seed_in(body)), reader, writer)
         is_stream = json.loads(body).get("stream", False)
-        self._journal.write(id=request_id, event="started", stream=is_stream)
+        self._note(request_id, "started", stream=is_stream, pictures=body.count(PICTURE))
         ended = "aborted"
         try:
             if talk.plan.ending == "refused":
@@ -113,7 +115,10 @@ class Upstream:
             ended = talk.plan.ending
         finally:
             reported = talk.emitted if ended == "whole" and talk.plan.reports_usage else None
-            self._journal.write(id=request_id, event=ended, emitted=talk.emitted, reported=reported)
+            self._note(request_id, ended, emitted=talk.emitted, reported=reported)
+
+    def _note(self, request_id: str, event: str, **entry: object) -> None:
+        self._journal.write(id=request_id, event=event, at=time.time(), **entry)
 
 
 def _head() -> dict[str, Any]:
@@ -130,7 +135,7 @@ def _event(**fields: Any) -> bytes:
 
 async def _main(port: int, journal: Path) -> None:
     upstream = Upstream(Journal(journal))
-    server = await asyncio.start_server(upstream.handle, HOST, port, backlog=1024)
+    server = await asyncio.start_server(upstream.handle, HOST, port, backlog=1024, reuse_port=True)
     async with server:
         await server.serve_forever()
 

@@ -40,6 +40,7 @@ class Command(console.NounCommand):
     def _say(self, report: Report) -> None:
         self.stdout.write(f"{report.drained} rows booked from spools, {report.refused} refused.")
         self.stdout.write(f"{report.reaped} holds of dead processes settled.")
+        self.stdout.write(f"{report.rollups} rollups recomputed.")
         for drift in report.drifts:
             self.stdout.write(
                 f"budget {drift.budget_id}, window {drift.window_id}: "
