@@ -57,6 +57,8 @@ def credit(
         left = _left(invoice)
         chosen = _chosen(left, positions)
         number = numbering.take(invoice.issuer_id, at)
+        is_rest = len(chosen) == len(left)
+        content = _content(invoice, chosen, number, reason, at, is_rest=is_rest)
         note = Invoice.objects.create(
             issuer=invoice.issuer,
             organization=invoice.organization,
@@ -68,8 +70,7 @@ def credit(
             language=invoice.language,
             drafted_at=at,
         )
-        is_rest = len(chosen) == len(left)
-        freeze(note, _content(invoice, chosen, number, reason, at, is_rest=is_rest), number)
+        freeze(note, content, number)
         detail = {"invoice": invoice.number, "lines": [item.position for item in chosen]}
         AuditEntry.record("invoice.credit", note, by=by, at=at, detail=detail)
         tell(EventType.INVOICE_ISSUED, note, at)

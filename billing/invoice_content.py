@@ -110,7 +110,7 @@ def utc(instant: datetime) -> datetime:
 
 def _teams(rated: Rated) -> list[snapshots.Team]:
     """Return the teams by their names' order, each with its lines."""
-    ids = {row.team_id for row in (*rated.lines, *rated.credits)}
+    ids = {row.team_id for row in rated.lines} | {row.team_id for row in rated.credits}
     return [
         _team(
             team,
@@ -127,7 +127,8 @@ def _team(team: Team, lines: Sequence[Line], credits: Sequence[Credit]) -> snaps
         name=team.name,
         lines=[_line(line) for line in lines],
         allowances=[_allowance(credit) for credit in credits],
-        subtotal_minor=sum(row.amount_minor for row in (*lines, *credits)),
+        subtotal_minor=sum(line.amount_minor for line in lines)
+        + sum(credit.amount_minor for credit in credits),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from billing.money import format_minor, format_pico
-from billing.snapshots import Line, Snapshot, items_of
+from billing.snapshots import Allowance, Line, Snapshot, items_of
 
 # What a spreadsheet takes for the beginning of a formula, and what it skips before it looks.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -45,18 +45,21 @@ def lines(snapshot: Snapshot) -> Iterator[str]:
 
 def _line_rows(snapshot: Snapshot) -> Iterator[Sequence[Any]]:
     for position, (team, item) in enumerate(items_of(snapshot), 1):
-        of_line = isinstance(item, Line)
         yield (
             *(snapshot.number, position, team.slug, item.model),
-            item.kind.value if of_line else f"allowance_{item.kind.value}",
-            item.unit if of_line else "tokens",
-            item.quantity if of_line else -item.quantity,
-            item.images if of_line else None,
-            item.late_quantity if of_line else 0,
+            *(_line(item) if isinstance(item, Line) else _allowance(item)),
             Plain(format_pico(item.amount_pico)),
             Plain(format_minor(item.amount_minor, snapshot.currency)),
             snapshot.currency,
         )
+
+
+def _line(line: Line) -> Sequence[Any]:
+    return line.kind.value, line.unit, line.quantity, line.images, line.late_quantity
+
+
+def _allowance(allowance: Allowance) -> Sequence[Any]:
+    return f"allowance_{allowance.kind.value}", "tokens", -allowance.quantity, None, 0
 
 
 class Plain:

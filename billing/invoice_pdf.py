@@ -36,7 +36,7 @@ def draw(snapshot: Snapshot) -> bytes:
     page = _Page(snapshot)
     page.head()
     page.parties()
-    page.table()
+    page.usage()
     page.totals()
     return bytes(page.output())
 
@@ -109,7 +109,7 @@ class _Page(FPDF):
                 self._text(part, size=8.5, width=width - 24, align="R", line=5)
         self.set_y(max(bottom, self.get_y()) + 6)
 
-    def table(self) -> None:
+    def usage(self) -> None:
         self._columns()
         self.in_table = True
         if not self.snapshot.teams:

@@ -45,7 +45,8 @@ def line(kind: Kind, quantity: int, micro: int, currency: str = "TWD", **fields:
 
 
 def team(slug: str, name: str, lines: list[Line], allowances: list[Allowance] = []) -> Team:  # noqa: B006
-    subtotal = sum(item.amount_minor for item in [*lines, *allowances])
+    rows: list[Line | Allowance] = [*lines, *allowances]
+    subtotal = sum(row.amount_minor for row in rows)
     return Team(slug, name, lines, allowances, subtotal)
 
 

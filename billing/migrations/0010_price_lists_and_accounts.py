@@ -20,7 +20,7 @@ ALTER TABLE billing_price ENABLE TRIGGER append_only;
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('billing', '0008_booking_costs_less'),
+        ('billing', '0009_windows_open_with_their_budget'),
         ('tenants', '0006_limits'),
     ]
 

@@ -1,7 +1,7 @@
 """Settling, adjusting and reaping say which period they are billed in: the one of the request, or the first open one.
 
 `greatest` takes no notice of an organization that has no account. The account is read without a lock: who closes a period
-waits until every statement has ended that may have read it as open (docs/decisions/0020).
+waits until every statement has ended that may have read it as open: see `Account.close`.
 """
 
 from django.db import migrations
