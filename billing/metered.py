@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from django.db import connection
@@ -84,7 +84,7 @@ def suspects(organization_id: int, period: Period, records_max: int) -> list[Sus
 
     A rollup that was made before a record was changed still knows of it; one made since then does not.
     """
-    values = {
+    values: dict[str, Any] = {
         "organization": organization_id,
         "start": period.start,
         "end": period.end,
