@@ -13,9 +13,10 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from billing.accounts import Account, InvoiceLanguage
-from billing.alerts import Alert, AlertChannel, AlertDelivery
+from billing.alerts import Alert
 from billing.budgets import Budget, BudgetWindow, Period
-from billing.events import Event
+from billing.channels import AlertChannel
+from billing.events import Delivery, Event
 from billing.idempotency import IdempotentRequest
 from billing.invoices import (
     CreditDraw,
@@ -35,12 +36,12 @@ __all__ = [
     "Account",
     "Alert",
     "AlertChannel",
-    "AlertDelivery",
     "Allowance",
     "Budget",
     "BudgetWindow",
     "CreditDraw",
     "CreditGrant",
+    "Delivery",
     "Event",
     "GatewayProcess",
     "Hold",
