@@ -27,10 +27,10 @@ LOCK = .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11
 	--generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help up down manage test faults check lock compat bench
+.PHONY: help up down demo-month manage test faults check lock compat bench
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 up:  ## start everything on PORT (8000), data in VAR (var); Ctrl-C stops it
 	@$(ENVIRONMENT) requirements-demo.txt
@@ -43,6 +43,10 @@ down:  ## stop what `make up` started, from another terminal
 manage:  ## run a management command on what is up: make manage ARGS="usage"
 	@test -r "$(VAR_PATH)/tessera.env" || { echo "✗ nothing was ever up in $(VAR): make up"; exit 1; }
 	@set -a; . "$(VAR_PATH)/tessera.env" && exec .venv/bin/python manage.py $(ARGS)
+
+demo-month:  ## make up a month of three organizations, invoice it, leave the PDFs in VAR/demo-month
+	@$(ENVIRONMENT) requirements-demo.txt
+	@exec .venv/bin/python -m demo.month
 
 test:  ## run the tests against a PostgreSQL and a Valkey of their own (ARGS="-k tiles")
 	@$(ENVIRONMENT) requirements-dev.txt

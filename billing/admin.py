@@ -13,16 +13,21 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.timezone import now
 
-from billing import prices
+from billing import events, prices
+from billing import invoice_admin as invoice_admin
 from billing.accounts import Account
-from billing.alerts import Alert, AlertChannel, AlertDelivery
+from billing.alerts import Alert
 from billing.budgets import Budget, BudgetWindow, parse_limit
+from billing.channels import AlertChannel
+from billing.events import Delivery, Event
 from billing.models import Hold, UsageRecord
 from billing.money import format_micro, format_pico
 from billing.price_lists import TOKEN_KINDS, Allowance, Price, PriceList, PriceTier
 from billing.tiers import TierMode
 from billing.worked_example import KINDS
 from tenants.admin import AuditedAdmin
+
+REPLAYED_AT_ONCE_MAX = 100
 
 
 class AmountField(forms.CharField):
@@ -401,8 +406,18 @@ class AlertChannelAdmin(AuditedAdmin[AlertChannel]):
         )
 
 
-class AlertDeliveryInline(admin.TabularInline):  # type: ignore[type-arg]
-    model = AlertDelivery
+@admin.register(Alert)
+class AlertAdmin(Unchangeable):
+    list_display = ["raised_at", "organization", "kind", "threshold_percent", "budget"]
+    list_select_related = [
+        *("organization", "budget__organization", "budget__team__organization", "budget__key")
+    ]
+    list_filter = ["kind"]
+    show_full_result_count = False
+
+
+class DeliveryInline(admin.TabularInline):  # type: ignore[type-arg]
+    model = Delivery
     extra = 0
     can_delete = False
 
@@ -413,12 +428,20 @@ class AlertDeliveryInline(admin.TabularInline):  # type: ignore[type-arg]
         return False
 
 
-@admin.register(Alert)
-class AlertAdmin(Unchangeable):
-    list_display = ["raised_at", "organization", "kind", "threshold_percent", "budget"]
-    list_select_related = [
-        *("organization", "budget__organization", "budget__team__organization", "budget__key")
-    ]
-    list_filter = ["kind"]
-    inlines = [AlertDeliveryInline]
+@admin.register(Event)
+class EventAdmin(Unchangeable):
+    """What organizations were told of. The action sends it again."""
+
+    list_display = ["happened_at", "organization", "type", "subject"]
+    list_select_related = ["organization"]
+    list_filter = ["type"]
+    search_fields = ["organization__slug", "subject"]
+    inlines = [DeliveryInline]
+    actions = ["replay"]
     show_full_result_count = False
+
+    @admin.action(description="Send again", permissions=["view"])
+    def replay(self, request: HttpRequest, queryset: QuerySet[Event]) -> None:
+        for event in queryset[:REPLAYED_AT_ONCE_MAX]:
+            events.replay(event, now())
+        self.message_user(request, "They are on their way again.")

@@ -4,78 +4,22 @@ What counts is what is settled. Held money is not spent: most of it comes back, 
 false one.
 """
 
-import base64
-import secrets
 from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
-from django.conf import settings
-from django.contrib.postgres.fields import ArrayField
-from django.core.exceptions import ValidationError
 from django.db import connection, models, transaction
 from django.db.models import Q
-from django.utils import timezone
 
-from billing import webhooks
+from billing import events
 from billing.budgets import Budget, BudgetWindow
+from billing.events import Delivery, EventType
 from billing.rating import PICO_PER_MICRO
 from billing.thresholds import spent_percent, standing
-from tenants import credentials
 from tenants.models import Organization
 
-EMAILS_MAX = 20
 LOOKBACK = timedelta(days=2)  # how long the worker may have been away without an alert being missed
 OVERAGES_MAX = 1000  # in one run; the next one takes the others
-SECRET_BYTES = 32
-
-
-def validate_webhook_url(url: str) -> None:
-    try:
-        webhooks.check_url(url, allow_private=settings.WEBHOOK_ALLOW_PRIVATE)
-    except webhooks.WebhookFailed as error:
-        raise ValidationError(f"{error}.") from error
-
-
-class AlertChannel(models.Model):
-    """Where an organization is told: a webhook, e-mail addresses, or both."""
-
-    organization = models.OneToOneField(
-        Organization, on_delete=models.PROTECT, related_name="alert_channel"
-    )
-    webhook_url = models.CharField(
-        max_length=webhooks.URL_LENGTH_MAX, blank=True, validators=[validate_webhook_url]
-    )
-    webhook_secret_encrypted = models.BinaryField(default=b"", blank=True, editable=False)
-    emails = ArrayField(models.EmailField(), default=list, blank=True, size=EMAILS_MAX)
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
-
-    class Meta:
-        ordering = ["organization"]
-
-    def __str__(self) -> str:
-        return f"alert channel of {self.organization}"
-
-    @property
-    def webhook_secret(self) -> str:
-        return credentials.decrypt(bytes(self.webhook_secret_encrypted))
-
-    @property
-    def lacks_secret(self) -> bool:
-        return bool(self.webhook_url) and not self.webhook_secret_encrypted
-
-    @property
-    def media(self) -> list["Medium"]:
-        """Return the ways in which it can be reached now."""
-        reachable = {Medium.WEBHOOK: self.webhook_url, Medium.EMAIL: self.emails}
-        return [medium for medium, address in reachable.items() if address]
-
-    def renew_secret(self) -> str:
-        """Give the webhook another secret, and return it to be shown this once. The caller saves it."""
-        random = base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
-        secret = f"{webhooks.SECRET_PREFIX}{random}"
-        self.webhook_secret_encrypted = credentials.encrypt(secret)
-        return secret
 
 
 class AlertKind(models.TextChoices):
@@ -118,40 +62,9 @@ class Alert(models.Model):
         what = "overage" if self.kind == AlertKind.OVERAGE else f"{self.threshold_percent} %"
         return f"{what} of {self.budget}"
 
-
-class Medium(models.TextChoices):
-    WEBHOOK = "webhook"
-    EMAIL = "email"
-
-
-class AlertDelivery(models.Model):
-    """An alert on its way to one medium. It is due at `next_attempt_at`; over when that is empty."""
-
-    alert = models.ForeignKey(Alert, on_delete=models.PROTECT, related_name="deliveries")
-    medium = models.CharField(max_length=16, choices=Medium)
-    attempts = models.PositiveSmallIntegerField(default=0)
-    next_attempt_at = models.DateTimeField(null=True)
-    delivered_at = models.DateTimeField(null=True)
-    last_error = models.CharField(max_length=300, blank=True)
-
-    class Meta:
-        verbose_name_plural = "alert deliveries"
-        constraints = [
-            models.UniqueConstraint(fields=["alert", "medium"], name="alert_delivery_once"),
-            models.CheckConstraint(
-                condition=Q(medium__in=Medium.values), name="alert_delivery_medium_is_known"
-            ),
-        ]
-        indexes = [
-            models.Index(
-                fields=["next_attempt_at"],
-                condition=Q(next_attempt_at__isnull=False),
-                name="alert_delivery_due",
-            )
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.medium} for {self.alert}"
+    @property
+    def deliveries(self) -> "models.QuerySet[Delivery]":
+        return Delivery.objects.filter(event__alert=self)
 
 
 def raise_due(at: datetime) -> list[Alert]:
@@ -191,7 +104,7 @@ def _at_threshold(window: BudgetWindow, at: datetime) -> Alert | None:
             threshold_percent=stands,
             **_figures(window, at),
         )
-        _address(alert)
+        _tell(alert)
     return alert
 
 
@@ -239,7 +152,7 @@ def _of_overage(
             window=window, kind=AlertKind.OVERAGE, defaults=overage
         )
         if is_new:
-            _address(alert)
+            _tell(alert)
     return alert if is_new else None
 
 
@@ -256,8 +169,17 @@ def _figures(window: BudgetWindow, at: datetime) -> dict[str, Any]:
     }
 
 
-def _address(alert: Alert) -> None:
-    """Put the alert on its way, in the same transaction: what is raised is delivered, whatever dies in between."""
-    channel = AlertChannel.objects.filter(organization_id=alert.organization_id).first()
-    for medium in channel.media if channel else []:
-        AlertDelivery.objects.create(alert=alert, medium=medium, next_attempt_at=alert.raised_at)
+def _tell(alert: Alert) -> None:
+    """Make the alert an event, in the same transaction: what is raised is delivered, whatever dies in between."""
+    types = {
+        AlertKind.THRESHOLD: EventType.BUDGET_THRESHOLD,
+        AlertKind.OVERAGE: EventType.BUDGET_OVERAGE,
+    }
+    events.record(
+        types[AlertKind(alert.kind)],
+        alert.organization_id,
+        f"alert {alert.pk}",
+        {},
+        alert.raised_at,
+        alert=alert,
+    )

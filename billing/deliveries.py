@@ -1,4 +1,4 @@
-"""Deliveries: an alert brought to its webhook and its e-mail addresses, at least once, and tried again for two days.
+"""Deliveries: an event brought to its webhook and its e-mail addresses, at least once, and tried again for two days.
 
 A delivery is claimed by moving its next attempt into the future, so that one worker tries it at a time, and one
 that dies over it is followed by another. Nothing is lost with the broker: what is due, the database knows.
@@ -11,8 +11,9 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 
-from billing import alert_wording, webhooks
-from billing.alerts import Alert, AlertChannel, AlertDelivery, Medium
+from billing import event_wording, webhooks
+from billing.channels import AlertChannel, Medium
+from billing.events import Delivery, Event
 from billing.webhooks import WebhookFailed
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class NoMedium(Exception):
 
 def due(at: datetime) -> list[int]:
     """Return the ids of the deliveries whose time has come, the longest due first."""
-    found = AlertDelivery.objects.filter(next_attempt_at__lte=at).order_by("next_attempt_at", "pk")
+    found = Delivery.objects.filter(next_attempt_at__lte=at).order_by("next_attempt_at", "pk")
     return list(found.values_list("pk", flat=True)[:DUE_MAX])
 
 
@@ -47,16 +48,18 @@ def attempt(pk: int, at: datetime) -> bool:
         OSError,
         ImproperlyConfigured,
     ) as error:  # SMTPException is an OSError
-        AlertDelivery.objects.filter(pk=pk).update(last_error=f"{error}"[:300])
+        Delivery.objects.filter(pk=pk).update(last_error=f"{error}"[:300])
         logger.warning("attempt %d of %s failed: %s", delivery.attempts, delivery, error)
         return False
-    AlertDelivery.objects.filter(pk=pk).update(delivered_at=at, next_attempt_at=None, last_error="")
+    Delivery.objects.filter(pk=pk).update(delivered_at=at, next_attempt_at=None, last_error="")
     return True
 
 
-def _claim(pk: int, at: datetime) -> AlertDelivery | None:
-    found = AlertDelivery.objects.filter(pk=pk, next_attempt_at__lte=at)
-    delivery = found.select_related("alert__budget__team", "alert__budget__key").first()
+def _claim(pk: int, at: datetime) -> Delivery | None:
+    found = Delivery.objects.filter(pk=pk, next_attempt_at__lte=at)
+    delivery = found.select_related(
+        *("event__organization", "event__alert__budget__team", "event__alert__budget__key")
+    ).first()
     if delivery is None:
         return None
     before = delivery.attempts
@@ -68,30 +71,30 @@ def _claim(pk: int, at: datetime) -> AlertDelivery | None:
     return delivery if claimed else None
 
 
-def _send(delivery: AlertDelivery, at: datetime) -> None:
+def _send(delivery: Delivery, at: datetime) -> None:
     """Send it to where the organization wants it now, which may have changed since it was raised."""
-    alert = delivery.alert
-    channel = AlertChannel.objects.filter(organization_id=alert.organization_id).first()
+    event = delivery.event
+    channel = AlertChannel.objects.filter(organization_id=event.organization_id).first()
     if channel is None or delivery.medium not in channel.media:
         raise NoMedium(f"The organization has no {delivery.medium} now")
     if delivery.medium == Medium.EMAIL:
-        _mail(alert, channel)
+        _mail(event, channel)
     else:
-        _post(alert, channel, at)
+        _post(event, channel, at)
 
 
-def _mail(alert: Alert, channel: AlertChannel) -> None:
+def _mail(event: Event, channel: AlertChannel) -> None:
     message = EmailMessage(
-        subject=alert_wording.subject(alert),
-        body=alert_wording.text(alert),
+        subject=event_wording.subject(event),
+        body=event_wording.text(event),
         to=channel.emails,
         headers={"Auto-Submitted": "auto-generated"},
     )
     message.send()
 
 
-def _post(alert: Alert, channel: AlertChannel, at: datetime) -> None:
-    message = webhooks.Message(f"alert_{alert.pk}", alert_wording.payload(alert), at)
+def _post(event: Event, channel: AlertChannel, at: datetime) -> None:
+    message = webhooks.Message(f"event_{event.pk}", event_wording.payload(event), at)
     webhooks.post(
         channel.webhook_url,
         message,

@@ -13,9 +13,21 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from billing.accounts import Account, InvoiceLanguage
-from billing.alerts import Alert, AlertChannel, AlertDelivery
+from billing.alerts import Alert
 from billing.budgets import Budget, BudgetWindow, Period
+from billing.channels import AlertChannel
+from billing.events import Delivery, Event
 from billing.idempotency import IdempotentRequest
+from billing.invoices import (
+    CreditDraw,
+    CreditGrant,
+    Invoice,
+    InvoiceDocument,
+    InvoiceLine,
+    InvoiceNumbers,
+    Issuer,
+    Payment,
+)
 from billing.price_lists import MICRO_MAX, Allowance, Price, PriceList, PriceTier
 from tenants.models import ApiKey, Organization, Team
 
@@ -24,14 +36,23 @@ __all__ = [
     "Account",
     "Alert",
     "AlertChannel",
-    "AlertDelivery",
     "Allowance",
     "Budget",
     "BudgetWindow",
+    "CreditDraw",
+    "CreditGrant",
+    "Delivery",
+    "Event",
     "GatewayProcess",
     "Hold",
     "IdempotentRequest",
+    "Invoice",
+    "InvoiceDocument",
     "InvoiceLanguage",
+    "InvoiceLine",
+    "InvoiceNumbers",
+    "Issuer",
+    "Payment",
     "Period",
     "Price",
     "PriceList",

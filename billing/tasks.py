@@ -5,11 +5,25 @@ import logging
 from celery import shared_task
 from django.utils.timezone import now
 
-from billing import alerts, deliveries, idempotency, ledger, processes, reconciliation, rollups
+from billing import (
+    alerts,
+    deliveries,
+    documents,
+    events,
+    idempotency,
+    invoicing,
+    ledger,
+    processes,
+    reconciliation,
+    rollups,
+    sweeping,
+)
+from billing.invoices import Invoice
 
 logger = logging.getLogger(__name__)
 
 ALERTS_EVERY_S = 15
+INVOICES_EVERY_S = 60
 DELIVERY_TIME_LIMIT_S = 60
 
 
@@ -49,16 +63,54 @@ def purge_idempotent_requests() -> int:
 
 @shared_task
 def raise_alerts() -> int:
-    """Raise the alerts that are due, and send what is due: these, those to be tried again, and any that got lost.
+    """Raise alerts and events of keys, and send what is due: these, those to be tried again, and any that got lost.
 
     A message that waited longer than until the next run is dropped: that run sends it anew.
     """
     raised = alerts.raise_due(now())
+    events.record_keys(now())
     for pk in deliveries.due(now()):
-        deliver_alert.apply_async((pk,), expires=ALERTS_EVERY_S)
+        deliver_event.apply_async((pk,), expires=ALERTS_EVERY_S)
     return len(raised)
 
 
 @shared_task(time_limit=DELIVERY_TIME_LIMIT_S)
-def deliver_alert(delivery_id: int) -> bool:
+def deliver_event(delivery_id: int) -> bool:
     return deliveries.attempt(delivery_id, now())
+
+
+@shared_task
+def sweep_invoices() -> int:
+    """Enqueue every step of invoicing that is due; return how many. What the broker lost is found here again.
+
+    Nothing is known of what was enqueued before: a step that was taken meanwhile finds nothing to do.
+    """
+    at = now()
+    organizations = sweeping.due_organizations(at)
+    for organization_id in organizations:
+        advance_invoices.apply_async((organization_id,), expires=INVOICES_EVERY_S)
+    for invoice_id in documents.undrawn():
+        draw_document.apply_async((invoice_id,), expires=INVOICES_EVERY_S)
+    for invoice_id in sweeping.due_reminders(at):
+        remind.apply_async((invoice_id,), expires=INVOICES_EVERY_S)
+    return len(organizations)
+
+
+@shared_task
+def advance_invoices(organization_id: int) -> int:
+    """Draft, refresh, close and issue what is due for the organization; return how many were issued."""
+    issued = invoicing.advance(organization_id, now())
+    for invoice in issued:
+        draw_document.delay(invoice.pk)
+    return len(issued)
+
+
+@shared_task
+def draw_document(invoice_id: int) -> None:
+    """Draw the PDF of an issued invoice, and keep it."""
+    documents.document(Invoice.objects.get(pk=invoice_id))
+
+
+@shared_task
+def remind(invoice_id: int) -> bool:
+    return sweeping.remind(invoice_id, now())

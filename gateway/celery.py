@@ -19,6 +19,7 @@ app.conf.beat_schedule = {
     "recompute-rollups": {"task": "billing.tasks.recompute_rollups", "schedule": 60.0},
     "reap-holds": {"task": "billing.tasks.reap_holds", "schedule": 10.0},
     "reconcile": {"task": "billing.tasks.reconcile", "schedule": 600.0},
+    "sweep-invoices": {"task": "billing.tasks.sweep_invoices", "schedule": 60.0},
     "raise-alerts": {"task": "billing.tasks.raise_alerts", "schedule": 15.0},
 }
 

@@ -6,7 +6,7 @@ from django.test import Client
 from django.utils.timezone import now
 
 from billing import alerts
-from billing.alerts import AlertChannel
+from billing.channels import AlertChannel
 from billing.models import Price
 from tenants.models import AuditEntry
 from tests import booked
@@ -106,7 +106,6 @@ def test_the_admin_shows_the_secret_once_and_alerts_for_reading(
 
     assert secret in page.content.decode()
     assert secret not in admin_client.get("/admin/billing/alertchannel/").content.decode()
-    assert (
-        "webhook" in admin_client.get(f"/admin/billing/alert/{alert.pk}/change/").content.decode()
-    )
+    event = alert.event.pk
+    assert "webhook" in admin_client.get(f"/admin/billing/event/{event}/change/").content.decode()
     assert admin_client.get("/admin/billing/alert/").status_code == 200

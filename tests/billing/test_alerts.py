@@ -11,7 +11,7 @@ from django.db import IntegrityError, connection, transaction
 from django.utils.timezone import now
 
 from billing import alerts
-from billing.alerts import Alert, AlertKind
+from billing.alerts import AlertKind
 from billing.budgets import Budget, BudgetWindow
 from billing.models import Price
 from tests import booked, factories
@@ -167,6 +167,7 @@ def test_an_alert_is_never_changed(acme: Tenant, vlm: Price) -> None:
     booked.spend(acme, vlm, 9)
     raised(budget)
 
-    for change in (Alert.objects.all().delete, lambda: budget.alerts.update(spent_tokens=0)):
-        with pytest.raises(IntegrityError, match="append-only"), transaction.atomic():
-            change()
+    with pytest.raises(IntegrityError, match="append-only"), transaction.atomic():
+        budget.alerts.update(spent_tokens=0)
+    with pytest.raises(IntegrityError, match="append-only"), transaction.atomic():
+        budget.alerts.all()._raw_delete("default")

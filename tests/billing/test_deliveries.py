@@ -13,7 +13,8 @@ from django.core.mail import EmailMessage
 from django.utils.timezone import now
 
 from billing import alerts, deliveries, tasks
-from billing.alerts import AlertChannel, AlertDelivery
+from billing.channels import AlertChannel
+from billing.events import Delivery
 from billing.models import Price
 from gateway.celery import app
 from tests import booked, factories
@@ -31,7 +32,7 @@ def channel(tenant: Tenant, **fields: Any) -> tuple[AlertChannel, str]:
     return row, secret
 
 
-def alert(tenant: Tenant, price: Price) -> list[AlertDelivery]:
+def alert(tenant: Tenant, price: Price) -> list[Delivery]:
     """Spend most of a budget, and return the deliveries of the alert about it."""
     budget = booked.budget(tenant, limit_micro=TEN, name="pilot")
     booked.spend(tenant, price, 9)
@@ -39,7 +40,7 @@ def alert(tenant: Tenant, price: Price) -> list[AlertDelivery]:
     return list(budget.alerts.get().deliveries.order_by("medium"))
 
 
-def try_all(found: list[AlertDelivery], at: datetime | None = None) -> list[bool]:
+def try_all(found: list[Delivery], at: datetime | None = None) -> list[bool]:
     return [deliveries.attempt(delivery.pk, at or now()) for delivery in found]
 
 

@@ -9,7 +9,9 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils.timezone import now
 
-from billing.alerts import Alert, AlertChannel, AlertDelivery
+from billing.alerts import Alert
+from billing.channels import AlertChannel
+from billing.events import Delivery
 from tenants import console
 from tenants.models import AuditEntry, Organization
 
@@ -67,9 +69,13 @@ class Command(console.NounCommand):
             self.stdout.write(secret)
 
     def list(self, **options: Any) -> None:
-        alerts = Alert.objects.select_related(
-            "organization", "budget__team__organization", "budget__key", "budget__organization"
-        ).prefetch_related("deliveries")
+        alerts = (
+            Alert.objects.select_related(
+                "organization", "budget__team__organization", "budget__key", "budget__organization"
+            )
+            .select_related("event")
+            .prefetch_related("event__deliveries")
+        )
         if options["organization"]:
             alerts = alerts.filter(organization=console.find_organization(options["organization"]))
         self.show(
@@ -127,12 +133,12 @@ def _row(alert: Alert) -> console.Row:
         "budget": alert.budget_id,
         "of": f"{alert.budget.level} {alert.budget.owner}",
         "what": share if alert.threshold_percent is not None else alert.kind,
-        "deliveries": [_state(delivery) for delivery in alert.deliveries.all()]
+        "deliveries": [_state(delivery) for delivery in alert.event.deliveries.all()]
         or ["nobody to tell"],
     }
 
 
-def _state(delivery: AlertDelivery) -> str:
+def _state(delivery: Delivery) -> str:
     if delivery.delivered_at:
         return f"{delivery.medium} delivered"
     state = "waits" if delivery.next_attempt_at else "given up"

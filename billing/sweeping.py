@@ -1,0 +1,74 @@
+"""What of invoicing is due: found in the database, so that nothing depends on what a broker remembers."""
+
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, Q
+
+from billing import invoicing
+from billing.accounts import EPOCH, Account
+from billing.events import EventType
+from billing.invoices import Invoice, InvoiceStatus
+from billing.models import UsageRecord
+from tenants.models import Organization
+
+REFRESH_EVERY = timedelta(minutes=15)
+REMINDERS_AT_ONCE_MAX = 500
+# How long after it was due an invoice is reminded of, for the first time, the second, and so on.
+REMINDED_AFTER = tuple(timedelta(days=days) for days in (1, 7, 14, 30))
+
+
+def due_organizations(at: datetime) -> list[int]:
+    """Return the organizations with a step that is due: a draft to make, refresh, close or issue."""
+    drafts = Invoice.objects.filter(status=InvoiceStatus.DRAFT)
+    margin, grace = settings.CLOSE_MARGIN_S, settings.INVOICE_GRACE_S
+    open_drafts = Q(closed_at=None) & (
+        Q(drafted_at__lte=at - REFRESH_EVERY)
+        | Q(period_end__lte=at - timedelta(seconds=grace), drafted_at__lt=at)
+    )
+    closed_drafts = Q(closed_at__lte=at - timedelta(seconds=margin))
+    due = set(drafts.filter(open_drafts | closed_drafts).values_list("organization_id", flat=True))
+    drafted = drafts.filter(closed_at=None).values("organization_id")
+    for organization in Organization.objects.exclude(pk__in=drafted).order_by("pk").iterator():
+        if _has_ended(organization, at):
+            due.add(organization.pk)
+    return sorted(due)
+
+
+def due_reminders(at: datetime) -> list[int]:
+    """Return the ids of overdue invoices whose next reminder is due."""
+    overdue = Invoice.objects.filter(status=InvoiceStatus.ISSUED, due_at__lt=at)
+    stages = Q(pk__in=[])
+    for count, after in enumerate(REMINDED_AFTER):
+        stages |= Q(reminders=count, due_at__lte=at - after)
+    found = overdue.filter(stages).order_by("due_at", "pk")
+    return list(found.values_list("pk", flat=True)[:REMINDERS_AT_ONCE_MAX])
+
+
+def remind(invoice_id: int, at: datetime) -> bool:
+    """Remind of an overdue invoice if that is due and nobody else does: a conditional UPDATE knows."""
+    invoice = Invoice.objects.filter(pk=invoice_id).first()
+    if invoice is None or invoice.pk not in due_reminders(at):
+        return False
+    with transaction.atomic():
+        unclaimed = Invoice.objects.filter(
+            pk=invoice.pk, status=InvoiceStatus.ISSUED, reminders=invoice.reminders
+        )
+        claimed = unclaimed.update(reminders=F("reminders") + 1, reminded_at=at)
+        if claimed:
+            invoicing.tell(EventType.INVOICE_OVERDUE, invoice, at)
+    return bool(claimed)
+
+
+def _has_ended(organization: Organization, at: datetime) -> bool:
+    """Say whether a period of the organization has ended that is not closed."""
+    account = Account.objects.filter(organization=organization).first()
+    if account is None or account.closed_until == EPOCH:
+        used = UsageRecord.objects.filter(organization=organization).exists()
+        account = Account.of(organization) if used else None
+    if account is None:
+        return False
+    account.organization = organization
+    period = invoicing.current_period(account)
+    return period is not None and period.end <= at

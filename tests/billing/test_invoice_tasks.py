@@ -1,0 +1,111 @@
+"""Invoicing by Celery: what is due is found in the database, so a broker that forgets loses nothing."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings
+from django.utils.timezone import now
+
+from billing import documents, invoicing, sweeping, tasks
+from billing.accounts import Account
+from billing.events import Event
+from billing.invoices import Invoice, InvoiceDocument
+from billing.models import Price
+from gateway.celery import app
+from tests.factories import Tenant
+from tests.invoiced import ENDED, ISSUED, OVER, draft, issue, use
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Run tasks where they are enqueued."""
+    app.conf.task_always_eager = True
+    yield
+    app.conf.task_always_eager = False
+
+
+def of(tenant: Tenant) -> Invoice:
+    return Invoice.objects.get(organization=tenant.organization)
+
+
+def test_sweeps_take_an_invoice_from_its_usage_to_its_pdf(
+    empty_database: None, acme: Tenant, vlm: Price, eager: None, settings: Any
+) -> None:
+    settings.CLOSE_MARGIN_S = 0
+    use(acme, vlm, at=now() - timedelta(days=70))
+    tasks.recompute_rollups()
+    for _ in range(4):
+        tasks.sweep_invoices()
+
+    issued = Invoice.objects.filter(organization=acme.organization, status="issued")
+    assert InvoiceDocument.objects.filter(invoice__in=issued).count() == 1
+
+
+def test_what_a_flushed_broker_forgot_is_enqueued_again(
+    empty_database: None, acme: Tenant, vlm: Price
+) -> None:
+    use(acme, vlm, at=now() - timedelta(days=70))
+    tasks.recompute_rollups()
+    assert tasks.sweep_invoices() == 1
+    redis.Redis.from_url(settings.REDIS_URL).flushdb()
+    assert not Invoice.objects.filter(organization=acme.organization).exists()
+
+    app.conf.task_always_eager = True
+    try:
+        assert tasks.sweep_invoices() == 1
+    finally:
+        app.conf.task_always_eager = False
+    drafts = Invoice.objects.filter(organization=acme.organization).order_by("period_start")
+    assert next(draft.closed_at is not None for draft in drafts)
+
+
+def test_an_organization_is_due_when_its_period_has_ended(acme: Tenant, vlm: Price) -> None:
+    use(acme, vlm)
+    pk = acme.organization.pk
+
+    assert pk not in sweeping.due_organizations(ENDED - timedelta(seconds=1))
+    assert pk in sweeping.due_organizations(ENDED)
+
+
+def test_a_draft_is_due_for_a_refresh_its_close_and_its_issue(acme: Tenant, vlm: Price) -> None:
+    use(acme, vlm)
+    drafted, pk = draft(acme), acme.organization.pk
+    assert pk not in sweeping.due_organizations(ENDED + timedelta(minutes=14))
+    assert pk in sweeping.due_organizations(ENDED + timedelta(minutes=15))
+    assert pk in sweeping.due_organizations(OVER)
+    invoicing.close(drafted.pk, OVER)
+
+    assert pk not in sweeping.due_organizations(OVER + timedelta(seconds=59))
+    assert pk in sweeping.due_organizations(ISSUED)
+
+
+def test_who_used_nothing_is_never_due(acme: Tenant) -> None:
+    assert acme.organization.pk not in sweeping.due_organizations(now() + timedelta(days=400))
+    assert not Account.objects.filter(organization=acme.organization).exists()
+
+
+def test_an_overdue_invoice_is_reminded_of_a_few_times(acme: Tenant, vlm: Price) -> None:
+    use(acme, vlm)
+    issued = issue(acme)
+    assert issued.due_at is not None
+    for day in range(60):
+        for _ in range(2):
+            sweeping.remind(issued.pk, issued.due_at + timedelta(days=day))
+
+    told = Event.objects.filter(organization=acme.organization, type="invoice.overdue")
+    assert told.count() == len(sweeping.REMINDED_AFTER)
+    assert of(acme).reminders == len(sweeping.REMINDED_AFTER)
+
+
+def test_an_undrawn_invoice_is_drawn(acme: Tenant, vlm: Price) -> None:
+    use(acme, vlm)
+    issued = issue(acme)
+    assert issued.pk in documents.undrawn()
+    tasks.draw_document(issued.pk)
+
+    assert issued.pk not in documents.undrawn()
