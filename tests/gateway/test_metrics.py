@@ -9,7 +9,7 @@ from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from billing import reconciliation
-from billing.alerts import Alert, AlertDelivery
+from billing.events import Delivery, Event, EventType
 from billing.models import GatewayProcess, Price
 from gateway.request_ids import new_request_id
 from tests import factories
@@ -101,16 +101,20 @@ def test_processes_that_live_and_those_that_fell_silent() -> None:
     assert (figures["processes", "alive"], figures["processes", "silent"]) == (1, 2)
 
 
-def test_alerts_that_wait_and_those_given_up(tenant: Tenant) -> None:
-    stands = budget(tenant, limit_micro=10**12)
+def test_events_that_wait_and_those_given_up(tenant: Tenant) -> None:
+    event = Event.objects.create(
+        organization=tenant.organization,
+        type=EventType.KEY_CREATED,
+        subject="a key",
+        data={},
+        happened_at=datetime.now(UTC),
+    )
     for medium, next_attempt_at in (("email", datetime.now(UTC)), ("webhook", None)):
-        AlertDelivery.objects.create(
-            alert=alert(stands), medium=medium, next_attempt_at=next_attempt_at
-        )
+        Delivery.objects.create(event=event, medium=medium, next_attempt_at=next_attempt_at)
 
     figures = scrape()
 
-    assert (figures["alert_deliveries", "due"], figures["alert_deliveries", "failed"]) == (1, 1)
+    assert (figures["event_deliveries", "due"], figures["event_deliveries", "failed"]) == (1, 1)
 
 
 def test_recent_requests_by_their_status(tenant: Tenant, price: Price) -> None:
@@ -122,19 +126,6 @@ def test_recent_requests_by_their_status(tenant: Tenant, price: Price) -> None:
 
     assert (figures["recent_requests", "ok"], figures["recent_requests", "timeout"]) == (2, 1)
     assert ("recent_requests", "expired") not in figures
-
-
-def alert(stands: Any) -> Alert:
-    return Alert.objects.create(
-        budget=stands,
-        organization=stands.organization,
-        window=window(stands),
-        kind="threshold",
-        threshold_percent=50,
-        spent_pico=1,
-        spent_tokens=1,
-        raised_at=datetime.now(UTC),
-    )
 
 
 def by_hand(statement: str, *parameters: int) -> None:
