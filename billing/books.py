@@ -176,6 +176,17 @@ INVARIANTS: dict[str, tuple[str, str]] = {
             FROM billing_usagerecord u JOIN billing_price p ON p.id = u.price_id
             WHERE kind = 'usage' AND amount_pico <> {RATED_USAGE} AND {IN_USAGE}""",
     ),
+    "priced_in_its_currency": (
+        "what is booked or held is priced in its organization's currency",
+        f"""SELECT format('%%s: %%s, the organization has %%s', row.request_id, p.currency, o.currency) AS example
+            FROM (
+                SELECT request_id, organization_id, price_id FROM billing_usagerecord u WHERE {IN_USAGE}
+                UNION ALL
+                SELECT request_id, organization_id, price_id FROM billing_hold h WHERE {IN_HOLDS}) row
+            JOIN billing_price p ON p.id = row.price_id
+            JOIN tenants_organization o ON o.id = row.organization_id
+            WHERE p.currency <> o.currency""",
+    ),
     "adjustment_follows_an_estimate": (
         "an adjustment corrects a record that was estimated, of the same key and price",
         f"""SELECT format('%%s adjusts %%s', a.request_id, a.adjusts_id) AS example

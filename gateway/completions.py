@@ -26,6 +26,7 @@ class Delta(msgspec.Struct):
 
 
 class ChunkChoice(msgspec.Struct):
+    index: Raw = Raw(b"0")  # only ever compared
     delta: Delta = msgspec.field(default_factory=Delta)
     finish_reason: str | None = None
 
@@ -160,7 +161,7 @@ class Answer:
         return sum(choice.get("finish_reason") == STOP for choice in self._choices or ())
 
     def generated(self) -> Iterator[str]:
-        """Yield the texts that the model wrote, to be counted where the backend did not."""
+        """Yield the texts that the model wrote, each to be counted where the backend did not."""
         for message in self._messages:
             for name in ("content", "reasoning_content", "refusal"):
                 raw = bytes(message.get(name, NULL))

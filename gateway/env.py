@@ -44,15 +44,22 @@ def env_list(name: str, default: str = "") -> list[str]:
     return [item.strip() for item in env_str(name, default).split(",") if item.strip()]
 
 
-def env_secret(name: str, *, default: str | None = None) -> str:
-    """Return the secret, from NAME or from the file that NAME_FILE names. Never logs it."""
+def env_secret(name: str, *, default: str | None = None, chars_min: int = 0) -> str:
+    """Return the secret, from NAME or from the file that NAME_FILE names. Never logs it, and takes none too short."""
     file = os.environ.get(f"{name}_FILE", "").strip()
     if not file:
-        return env_str(name, default)
-    try:
-        return Path(file).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ImproperlyConfigured(f"{name}_FILE={file!r} cannot be read: {error}") from error
+        secret = env_str(name, default)
+    else:
+        try:
+            secret = Path(file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ImproperlyConfigured(f"{name}_FILE={file!r} cannot be read: {error}") from error
+    if len(secret) < chars_min and secret != default:
+        raise ImproperlyConfigured(
+            f"{name} has {len(secret)} characters, and needs {chars_min} that nobody can guess: "
+            'python -c "import secrets; print(secrets.token_urlsafe(48))"'
+        )
+    return secret
 
 
 def database(url: str) -> dict[str, object]:

@@ -20,6 +20,7 @@ Every way in which the door says no. Raised where it is known, translated once (
       - BackendRateLimited   429
     + BackendTimeout         504
   x MeteringUnavailable      503   money cannot be counted now, so nothing is served
+  x LimitsUnavailable        503   limits cannot be kept now, and the organization does not go without
   x ShuttingDown             503   this process stops; another one will take the request
 """
 
@@ -174,6 +175,11 @@ class BackendTimeout(BackendFailed):
 class MeteringUnavailable(GatewayError):
     status = 503
     default_code = "metering_unavailable"
+
+
+class LimitsUnavailable(GatewayError):
+    status = 503
+    default_code = "limits_unavailable"
 
 
 class ShuttingDown(GatewayError):

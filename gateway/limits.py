@@ -20,6 +20,7 @@ from uuid import UUID
 
 import msgspec
 
+from gateway.errors import LimitsUnavailable
 from gateway.limit_plans import IN_WINDOW, Found, Load, Plan, lay_out
 from gateway.local_limits import LocalLimits
 from gateway.valkey import Script, Valkey, ValkeyAway
@@ -38,6 +39,7 @@ CONCURRENT_WAIT_MS = 1000  # nobody knows when one of those that run will end
 PLANS_MAX = 10_000
 SHADOWS_TOLD_MAX = 10_000
 SHADOW_QUIET_S = 60
+NOTHING = Load(request_id=UUID(int=0), tokens=0, images=0, lease_ms=0)
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -122,7 +124,10 @@ class Limiter:
         await self._valkey.stop()
 
     async def admit(self, principal: Principal, model_name: str, load: Load) -> Admission:
-        """Charge the request to all limits over it, or to none. Waits for Valkey no longer than a command may."""
+        """Charge the request to all limits over it, or to none. Waits for Valkey no longer than a command may.
+
+        Raises LimitsUnavailable while it is away, where the organization wants that.
+        """
         plan = self._plan(principal, model_name)
         if plan is None:
             return Admission()
@@ -130,6 +135,11 @@ class Limiter:
             reply = await self._valkey.evaluate(ADMIT, plan.admission_of(load, self._window_ms))
         except ValkeyAway as error:
             self._note(error)
+            if principal.limits_fail_closed:
+                raise LimitsUnavailable(
+                    "Limits cannot be kept now, and this organization does not go without. Try again shortly.",
+                    headers={"retry-after": "1"},
+                ) from error
             found = self._local.admit(plan, load, self._window_ms)
         else:
             self._note(None)
@@ -140,29 +150,30 @@ class Limiter:
         return admission
 
     async def look(self, principal: Principal) -> list[Standing]:
-        """Return how the key's limits stand, all models' included. Charges nothing.
+        """Return how the key's limits stand, those of single models included. Charges nothing."""
+        standings: list[Standing] = []
+        for model_name in dict.fromkeys(limit.model_name for limit in principal.limits):
+            found = await self.glance(principal, model_name)
+            standings += [each for each in found.standings if each.limit.model_name == model_name]
+        return standings
+
+    async def glance(self, principal: Principal, model_name: str = "") -> Admission:
+        """Return how the limits over such a request stand, all models' by default. Charges nothing.
 
         It asks as a request that no ceiling has room for, which both stores refuse without a trace.
         """
-        nothing = Load(request_id=UUID(int=0), tokens=0, images=0, lease_ms=0)
-        standings: list[Standing] = []
-        for model_name in dict.fromkeys(limit.model_name for limit in principal.limits):
-            plan = lay_out(principal, model_name)
-            assert plan is not None
-            plan = replace(plan, ceilings=(0,) * len(plan.ceilings))
-            try:
-                reply = await self._valkey.evaluate(
-                    ADMIT, plan.admission_of(nothing, self._window_ms)
-                )
-                found = _read(plan, reply)
-            except ValkeyAway:
-                found = self._local.admit(plan, nothing, self._window_ms)
-            standings += [
-                each
-                for each in self._judge(plan, nothing, found).standings
-                if each.limit.model_name == model_name
-            ]
-        return standings
+        plan = self._plan(principal, model_name)
+        if plan is None:
+            return Admission()
+        blocked = replace(plan, ceilings=(0,) * len(plan.ceilings))
+        try:
+            reply = await self._valkey.evaluate(
+                ADMIT, blocked.admission_of(NOTHING, self._window_ms)
+            )
+            found = _read(plan, reply)
+        except ValkeyAway:
+            found = self._local.admit(blocked, NOTHING, self._window_ms)
+        return self._judge(plan, NOTHING, found)
 
     def _plan(self, principal: Principal, model_name: str) -> Plan | None:
         """Return the plan that was made of these very limits, or make it."""

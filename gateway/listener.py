@@ -5,7 +5,7 @@ it asked) and [DONE]; rewritten are those that would show the backend's name of 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 
 import msgspec
@@ -39,13 +39,13 @@ class OutputMeter:
         self._events_left = tokens_max
         self._chars_left = tokens_max * CHARS_PER_TOKEN
 
-    def is_over(self, written: list[str], more_chars: int) -> bool:
+    def is_over(self, written: Callable[[], Iterable[str]], more_chars: int) -> bool:
         """Return whether what was written is more than `tokens_max`, given that `more_chars` came just now."""
         self._events_left -= 1
         self._chars_left -= more_chars
         if self._events_left >= 0 and self._chars_left >= 0:
             return False
-        left = self._tokens_max - self._counter.count_text("".join(written))
+        left = self._tokens_max - sum(map(self._counter.count_text, written()))
         self._events_left = max(left, 0)
         self._chars_left = max(left, 1) * CHARS_PER_TOKEN
         return left < 0
@@ -66,7 +66,7 @@ class Listener:
         self.stops = 0  # choices that the model ended by itself
         self._broken: StreamBroken | None = None
         self._has_finish = False
-        self._written: list[str] = []
+        self._written: dict[bytes, list[str]] = {}  # by choice: their events interleave
         self._meter = meter
         self._malformed = 0
         self._bytes_left = bytes_max
@@ -95,8 +95,8 @@ class Listener:
         return self.is_done or self.is_cut or self._broken is not None
 
     def generated(self) -> Iterator[str]:
-        """Yield what the model wrote, to be counted where the backend did not."""
-        yield from self._written
+        """Yield what the model wrote, choice by choice, to be counted where the backend did not."""
+        return map("".join, self._written.values())
 
     def usage_event(self, usage: BilledUsage) -> bytes:
         """Return the event that tells a client who asked for it what is billed."""
@@ -142,7 +142,7 @@ class Listener:
             if choice.finish_reason:
                 self._has_finish = True
                 self.stops += choice.finish_reason == "stop"
-            self._note(choice.delta)
+            self._note(bytes(choice.index), choice.delta)
         if self.is_cut:
             return self.cut()
         if chunk.usage != NULL:
@@ -155,13 +155,14 @@ class Listener:
             event = MODEL_FIELD.sub(lambda _: self._model_field or b"", event, count=1)
         return event
 
-    def _note(self, delta: Delta) -> None:
+    def _note(self, choice: bytes, delta: Delta) -> None:
+        written = self._written.setdefault(choice, [])
         chars = 0
         for text in (delta.content, delta.reasoning_content, delta.refusal):
             if text:
-                self._written.append(text)
+                written.append(text)
                 chars += len(text)
         if delta.tool_calls:
-            self._written.append(bytes(delta.tool_calls).decode())
-        if chars and self._meter.is_over(self._written, chars):
+            written.append(bytes(delta.tool_calls).decode())
+        if chars and self._meter.is_over(self.generated, chars):
             self.is_cut = True

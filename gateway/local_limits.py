@@ -40,8 +40,8 @@ class LocalLimits:
         return len(self._windows) + len(self._charged) + len(self._leases)
 
     def share(self, maximum: int) -> int:
-        """Return this process's part of a limit."""
-        return max(1, maximum // self._processes)
+        """Return this process's part of a limit: at least one of what there is."""
+        return max(1, maximum // self._processes) if maximum else 0
 
     def admit(self, plan: Plan, load: Load, window_ms: int) -> Found:
         """Charge the request to all limits of the plan, or to none."""

@@ -4,7 +4,7 @@ Input tokens follow the model's documented rule where our counter knows it (`is_
 reports, else our estimate. Output tokens are what the backend reports if that can be true, else what we counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from billing.rating import Tokens, split_cached
 from gateway.completions import BilledUsage, UpstreamUsage
@@ -28,6 +28,15 @@ class Metered:
     tokens: Tokens
     shown: BilledUsage
     source: str  # upstream | counted | estimated
+
+
+def of_all_choices(
+    upstream: UpstreamUsage | None, *, choices: int, kind: str
+) -> UpstreamUsage | None:
+    """Return the backend's figures for all choices together; llama.cpp's output is that of one, so without it."""
+    if upstream is None or choices == 1 or kind != "llama_cpp":
+        return upstream
+    return replace(upstream, out=None, details=None)
 
 
 def is_credible(upstream: UpstreamUsage | None, *, out_max: int) -> bool:

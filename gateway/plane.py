@@ -92,7 +92,13 @@ class DataPlane:
             kept_bytes_max=settings.IDEMPOTENT_ANSWER_BYTES_MAX,
         )
         self.principals = PrincipalCache(
-            settings.KEY_PEPPER, principals.Limits(principals_max=settings.PRINCIPALS_MAX)
+            settings.KEY_PEPPER,
+            principals.Limits(
+                principals_max=settings.PRINCIPALS_MAX,
+                refusals_max=settings.REFUSALS_MAX,
+                refusal_ttl_s=settings.REFUSAL_TTL_S,
+                unconfirmed_s_max=settings.UNCONFIRMED_S_MAX,
+            ),
         )
         self.catalog = Catalog(revision=-1, models={}, rates={}, default_lists={}, own_lists={})
         self.reader = Reader(

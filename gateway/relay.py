@@ -33,7 +33,7 @@ from gateway.completions import Answer, UpstreamUsage, error_event
 from gateway.counting.counters import INLINE_CHARS_MAX
 from gateway.errors import BackendFailed, GatewayError, MeteringUnavailable
 from gateway.listener import Listener, OutputMeter
-from gateway.metering import Metered, PromptCount, is_credible, meter
+from gateway.metering import Metered, PromptCount, is_credible, meter, of_all_choices
 from gateway.payloads import Piece
 from gateway.quota import insufficient_quota
 from gateway.sse import DONE, EventSplitter
@@ -73,6 +73,7 @@ class Job:
     stream: bool
     include_usage: bool
     received_at: datetime
+    choices: int = 1
     claim: Claim | None = None
 
     @property
@@ -249,11 +250,15 @@ class Exchange:
         """Write the usage record in the hold's place. Its organization rules what an unfinished answer costs."""
         job = self.job
         heard = self._heard
-        upstream = heard.usage if heard else None
+        upstream = of_all_choices(
+            heard.usage if heard else None, choices=job.choices, kind=job.route.backend.kind
+        )
         counted_out = None
         if heard and not is_credible(upstream, out_max=job.out_max):
             # A model that stops by itself writes one token more than it shows.
-            counted_out = await self._count("".join(heard.generated())) + heard.stops
+            counted_out = heard.stops
+            for text in heard.generated():
+                counted_out += await self._count(text)
         metered = meter(job.prompt, upstream, counted_out=counted_out or 0, out_max=job.out_max)
         policy = self._policy(stop)
         self._finished = metered

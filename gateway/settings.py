@@ -21,8 +21,15 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 VERSION = re.search(r"^## \[?(\d+\.\d+\.\d+)", (BASE_DIR / "CHANGELOG.md").read_text(), re.M)[1]  # type: ignore[index]
 
 DEBUG = env_bool("TESSERA_DEBUG", False)
-SECRET_KEY = env_secret("TESSERA_SECRET_KEY", default="insecure-development-key" if DEBUG else None)
-KEY_PEPPER = env_secret("TESSERA_KEY_PEPPER", default="insecure" if DEBUG else None).encode()
+SECRET_CHARS_MIN = 0 if DEBUG else 32
+SECRET_KEY = env_secret(
+    "TESSERA_SECRET_KEY",
+    default="insecure-development-key" if DEBUG else None,
+    chars_min=SECRET_CHARS_MIN,
+)
+KEY_PEPPER = env_secret(
+    "TESSERA_KEY_PEPPER", default="insecure" if DEBUG else None, chars_min=SECRET_CHARS_MIN
+).encode()
 CREDENTIAL_KEYS = [
     key.strip()
     for key in env_secret("TESSERA_CREDENTIAL_KEYS", default="" if DEBUG else None).split(",")
@@ -89,6 +96,9 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}
 CELERY_TIMEZONE = "UTC"
 
+# Monitoring: GET /metrics is there for whoever has this token, and for nobody without one.
+METRICS_TOKEN = env_secret("TESSERA_METRICS_TOKEN", default="", chars_min=16)
+
 # What is sent to organizations: mail, and webhooks.
 _EMAIL = email(env_secret("TESSERA_EMAIL_URL", default="console://"))
 EMAIL_BACKEND = _EMAIL.backend
@@ -145,6 +155,9 @@ STREAM_HEARTBEAT_S = env_int("TESSERA_STREAM_HEARTBEAT_S", 15, minimum=1)
 ANSWER_BYTES_MAX = env_int("TESSERA_ANSWER_BYTES_MAX", 32 * 2**20, minimum=1024)
 IDEMPOTENT_ANSWER_BYTES_MAX = env_int("TESSERA_IDEMPOTENT_ANSWER_BYTES_MAX", 2**20, minimum=1024)
 PRINCIPALS_MAX = env_int("TESSERA_PRINCIPALS_MAX", 100_000, minimum=1)
+REFUSALS_MAX = env_int("TESSERA_REFUSALS_MAX", 10_000, minimum=1)
+REFUSAL_TTL_S = env_int("TESSERA_REFUSAL_TTL_S", 10, minimum=1, maximum=3600)
+UNCONFIRMED_S_MAX = env_int("TESSERA_UNCONFIRMED_S_MAX", 5, minimum=1, maximum=60)
 SNAPSHOT_POLL_MS = env_int("TESSERA_SNAPSHOT_POLL_MS", 500, minimum=10)
 READS_WAITING_MAX = env_int("TESSERA_READS_WAITING_MAX", 64, minimum=1)
 READ_TIMEOUT_MS = env_int("TESSERA_READ_TIMEOUT_MS", 3000, minimum=10)

@@ -76,7 +76,12 @@ class OrganizationAdmin(SuspendableAdmin[Organization]):
     list_display = ["slug", "name", "is_active", "currency", "timezone", "created_at"]
     list_filter = ["is_active", "currency"]
     search_fields = ["slug", "name"]
-    readonly_fields = ["is_active", "created_at"]
+
+    def get_readonly_fields(
+        self, request: HttpRequest, obj: Organization | None = None
+    ) -> list[str]:
+        # What is booked is priced in its currency, so that stays.
+        return ["is_active", "created_at", *(["currency"] if obj else [])]
 
     def has_delete_permission(self, request: HttpRequest, obj: Organization | None = None) -> bool:
         return False  # It has a history at once: its own creation.

@@ -124,6 +124,12 @@ class Organization(Suspendable):
         db_default=Share.PROMPT,
         help_text="What a request costs whose gateway process died, as nobody knows what it generated.",
     )
+    limits_fail_closed = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Refuse requests under limits while Redis is away, rather than let each gateway process keep "
+        "its share of them.",
+    )
     created_at = models.DateTimeField(default=now, editable=False)
 
     class Meta:

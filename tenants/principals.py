@@ -85,6 +85,7 @@ class Principal:
     allowed_models: frozenset[str] | None  # None: every model
     expires_at: datetime | None
     limits: tuple[LimitEntry, ...] = ()
+    limits_fail_closed: bool = False
 
     def may_use(self, model_name: str) -> bool:
         return self.allowed_models is None or model_name in self.allowed_models
@@ -178,6 +179,7 @@ def _principal(key: ApiKey, limits: list[dict[str, Any]]) -> Principal:
         allowed_models=_common(organization.allowed_models, key.allowed_models),
         expires_at=key.expires_at,
         limits=tuple(map(_limit_entry, limits)),
+        limits_fail_closed=organization.limits_fail_closed,
     )
 
 

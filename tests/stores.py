@@ -13,8 +13,8 @@ from demo.valkey import Valkey
 from tests import leftovers
 
 SETTINGS = {
-    "TESSERA_SECRET_KEY": "tests-only",
-    "TESSERA_KEY_PEPPER": "tests-only",
+    "TESSERA_SECRET_KEY": "tests-only" * 5,
+    "TESSERA_KEY_PEPPER": "tests-only" * 5,
     "TESSERA_CREDENTIAL_KEYS": "dGVzdHMtb25seS10ZXN0cy1vbmx5LXRlc3RzLW9ubHk=",
     "TESSERA_IMAGE_ALLOW_LOOPBACK": "1",
 }

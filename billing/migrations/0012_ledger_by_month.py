@@ -1,6 +1,6 @@
 """The ledger in monthly partitions by request id, which begins with its time; and the instant that decides the period.
 
-The rows there are move with it, in one transaction: about a minute for each ten million.
+The rows there are move with it, in one transaction.
 """
 
 import django.contrib.postgres.indexes

@@ -28,14 +28,21 @@ async def admit(request: DataPlaneRequest, job: Job) -> Admission:
         lease_ms=(job.route.backend.total_timeout_s + LEASE_MARGIN_S) * 1000,
     )
     admission = await request.plane.limiter.admit(job.principal, job.model.name, load)
-    request.answer_headers |= headers(admission)
+    request.answer_headers |= headers(admission) | shadows(admission)
     if not admission.is_admitted:
         raise refusal(admission.refusal, job.principal)
     return admission
 
 
+async def tell_limits(request: DataPlaneRequest) -> None:
+    """Put the limits over all models on an answer that no limit was asked for: an error before, a list, an account."""
+    principal = request.principal
+    if principal is not None and principal.limits and not request.answer_headers:
+        request.answer_headers |= headers(await request.plane.limiter.glance(principal))
+
+
 def headers(admission: Admission) -> dict[str, str]:
-    """Return OpenAI's x-ratelimit-* headers, of each kind the tightest limit, and two of our own."""
+    """Return OpenAI's x-ratelimit-* headers, of each kind the tightest limit, and one that says where it is kept."""
     found: dict[str, str] = {}
     if not admission.standings:
         return found
@@ -47,13 +54,15 @@ def headers(admission: Admission) -> dict[str, str]:
             found[limit] = str(tightest.share)
             found[remaining] = str(tightest.remaining)
             found[reset] = duration(tightest.reset_ms)
-    if shadows := admission.shadow_limited:
-        found["x-tessera-shadow-limited"] = ", ".join(
-            f"{each.limit.level} {each.limit.kind.value}" for each in shadows
-        )
     if admission.is_degraded:
         found["x-tessera-degraded"] = "limits"
     return found
+
+
+def shadows(admission: Admission) -> dict[str, str]:
+    """Return the header that names the shadow limits which would have refused the request."""
+    named = [f"{each.limit.level} {each.limit.kind.value}" for each in admission.shadow_limited]
+    return {"x-tessera-shadow-limited": ", ".join(named)} if named else {}
 
 
 def refusal(standing: Standing, principal: Principal) -> RateLimited:

@@ -86,6 +86,7 @@ class ChatCompletionsView(DataPlaneView):
             stream=chat.stream,
             include_usage=chat.include_usage,
             received_at=request.received_at,
+            choices=chat.n,
             claim=claim,
         )
 

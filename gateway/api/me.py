@@ -12,11 +12,12 @@ from billing.batcher import StoreUnavailable
 from billing.budgets import BudgetWindow
 from billing.models import Hold
 from billing.money import format_micro, format_pico
+from gateway.api.admission import headers
 from gateway.api.answers import JSONAnswer
 from gateway.api.requests import DataPlaneRequest
 from gateway.api.views import DataPlaneView
 from gateway.errors import MeteringUnavailable
-from gateway.limits import Standing
+from gateway.limits import Admission, Standing
 from tenants.principals import Principal
 
 
@@ -32,12 +33,16 @@ class MeView(DataPlaneView):
             raise MeteringUnavailable(
                 "The account cannot be read now. Try again shortly.", headers={"retry-after": "1"}
             ) from error
+        limiter = request.plane.limiter
+        standings = await limiter.look(self.principal)
+        over_all = [each for each in standings if not each.limit.model_name]
+        request.answer_headers |= headers(Admission(over_all, is_degraded=limiter.is_degraded))
         body = {
             "object": "me",
             "as_of": request.received_at,
             **_identity(self.principal),
             **_as_json(found),
-            "limits": [_limit(each) for each in await request.plane.limiter.look(self.principal)],
+            "limits": [_limit(each) for each in standings],
         }
         answer = JSONAnswer(msgspec.json.encode(body))
         answer["cache-control"] = "no-store"

@@ -7,6 +7,7 @@ from django.http import HttpResponseBase
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
+from gateway.api.admission import tell_limits
 from gateway.api.answers import JSONAnswer, error_answer, translate
 from gateway.api.authentication import KeyAuthentication, resolve
 from gateway.api.requests import ClientLeft, DataPlaneRequest
@@ -41,7 +42,8 @@ class DataPlaneView(APIView):
         except ClientLeft:
             return JSONAnswer(b"", status=CLIENT_CLOSED_REQUEST)
         except Exception as error:  # the door: every error becomes an answer
-            return error_answer(translate(error))
+            answer = error_answer(translate(error))
+        await tell_limits(request)
         return answer
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:

@@ -305,3 +305,14 @@ def test_the_findings_can_be_read_by_machines(acme: Tenant) -> None:
     found = json.loads(out.getvalue())
     assert [each["invariant"] for each in found["violations"]] == ["hold_ends_in_time"]
     assert found["overruns"] == []
+
+
+def test_what_is_priced_in_another_currency_is_found(acme: Tenant, price: Price) -> None:
+    booked(acme, price)
+    assert broken(acme) == set()
+
+    foreign = factories.price(price.model_name, "USD")
+    booked(acme, foreign)
+    held(acme, foreign)
+
+    assert broken(acme) == {"priced_in_its_currency"}

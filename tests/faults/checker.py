@@ -22,6 +22,8 @@ Row = dict[str, Any]
 SHOWN_MAX = 5
 # Valkey's count, the shares of the processes that live while it is away, and of those that were just killed.
 COUNTS_OF_A_LIMIT = 3
+# What a client sees of an answer that did not begin in time: an error, or nothing before its own patience ended.
+SILENCE = {"backend_timeout", "upstream_timeout", "no answer"}
 FEE_PICO = RATES["request_micro"] * 10**6
 
 WINDOWS = """
@@ -113,6 +115,7 @@ class Checker:
             for each in entries
             if each["outcome"] in {"refused", "error"} and each["id"]
         }
+        self.seen = {each["id"]: each.get("code") or each["outcome"] for each in entries}
         self.talks = _talks(upstream)
         self.callers = {caller.key_id: caller for caller in callers}
         self.keys = {each["id"]: each["key"] for each in entries if each["id"]}
@@ -243,10 +246,10 @@ class Checker:
     def _unheld(self, id: str) -> str | None:
         if id in self.books.usage or self.talks[id].ended in {"refused", "broken"}:
             return None  # a backend that fails before it said anything costs nothing
-        answer = self.answered.get(id)
-        if answer and answer["code"] == "backend_timeout" and self._was_frozen(self.talks[id]):
+        seen = self.seen.get(id, "nothing")
+        if seen in SILENCE and self._was_frozen(self.talks[id]):
             return None  # nor does one that seemed silent, as its gateway was stopped all the while
-        return f"is nowhere in the books ({answer['code'] if answer else 'no answer'})"
+        return f"is nowhere in the books ({seen})"
 
     def _invented(self, id: str) -> str | None:
         """A gateway that dies between hold and upstream leaves an estimate; one that lives leaves nothing."""

@@ -24,6 +24,7 @@ START_ATTEMPTS_MAX = 5
 SUPERVISION_S = 0.3
 WORKER_REST_S = 6.0
 POLL_S = 0.1
+TELLING = "gateway worker, postgres stopped"
 OVERTIME_S_MAX = 30  # to deal a short deck to its end on a slow machine
 
 Strike = Callable[[random.Random], Awaitable[str]]
@@ -82,7 +83,7 @@ class Killer:
         valkey, worker = frozenset({"valkey"}), frozenset({"worker"})
         return [
             Fault("gateway worker", gateway, self._gateway_worker, 3),
-            Fault("gateway worker, postgres stopped", gateway | postgres, self._while_stopped, 3),
+            Fault(TELLING, gateway | postgres, self._while_stopped, 3),
             Fault("gateway worker stopped", gateway, self._gateway_stopped, 2),
             Fault("gateway worker frozen", gateway, self._gateway_frozen, 1, is_brief=False),
             Fault("gateway", gateway, self._gateway, 1, is_brief=False),
@@ -104,6 +105,8 @@ class Killer:
             else:
                 deck = [fault for fault in faults for _ in range(fault.count)]
             self._draw.shuffle(deck)
+            if self._is_short:  # what tells most comes while all is well
+                deck.sort(key=lambda fault: fault.name != TELLING)
             yield deck
 
     # ------------------------------------------------------------ when

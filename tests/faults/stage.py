@@ -24,8 +24,8 @@ ORPHANS_GONE_S_MAX = 5
 PORTS = range(20_000, 30_000)  # below those that outgoing connections are given
 PORT_ATTEMPTS_MAX = 100
 ENVIRONMENT = {
-    "TESSERA_SECRET_KEY": "faults",
-    "TESSERA_KEY_PEPPER": "faults",
+    "TESSERA_SECRET_KEY": "faults" * 8,
+    "TESSERA_KEY_PEPPER": "faults" * 8,
     "TESSERA_CREDENTIAL_KEYS": "dGVzdHMtb25seS10ZXN0cy1vbmx5LXRlc3RzLW9ubHk=",
     "TESSERA_IMAGE_ALLOW_LOOPBACK": "1",
     "TESSERA_REAP_AFTER_S": str(REAP_AFTER_S),

@@ -32,8 +32,9 @@ def key_under(*limits: LimitEntry, beside: Principal | None = None) -> Principal
     organization_id, team_id = (beside.organization_id, beside.team_id) if beside else (number,) * 2
     owners = {"organization": organization_id, "team": team_id, "key": number}
     words = ("public_id", "organization_name", "team_name", "timezone", "currency")
+    others: dict[str, Any] = dict.fromkeys((*words, "bills_aborted", "bills_failed"), "")
     return Principal(
-        **dict.fromkeys((*words, "bills_aborted", "bills_failed"), ""),
+        **others,
         organization_id=organization_id,
         team_id=team_id,
         key_id=number,

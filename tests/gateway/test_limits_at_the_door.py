@@ -37,6 +37,7 @@ from tests.gateway.test_streams import streaming
 
 pytestmark = pytest.mark.xdist_group("limits")
 
+HI = [{"role": "user", "content": "hi"}]
 LIMITED = Refusal(429, "rate_limit_exceeded", None, "requests")
 
 
@@ -72,7 +73,10 @@ def serving(environment: dict[str, str], log: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway.serve", "--port", str(port)],
             cwd=ROOT,
-            env=os.environ | {"DATABASE_URL": database_url()} | DOOR_ENVIRONMENT | environment,
+            env=os.environ
+            | {"DATABASE_URL": database_url(), "TESSERA_SPOOL_DIR": str(log.with_suffix(".spool"))}
+            | DOOR_ENVIRONMENT
+            | environment,
             stdout=output,
             stderr=output,
         )
@@ -326,7 +330,88 @@ async def _ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> htt
     return answer
 
 
+EARLY = {
+    "no JSON": (400, {"content": b"{", "headers": {"content-type": "application/json"}}),
+    "no messages": (400, {"json": {"model": "vision"}}),
+    "another model": (404, {"json": {"model": "nobody", "messages": HI}}),
+    "another content type": (415, {"data": {"model": "vision"}}),
+}
+
+
+@pytest.mark.parametrize(("status_code", "asked"), EARLY.values(), ids=EARLY)
+def test_an_error_before_the_limits_says_what_they_leave_and_charges_nothing(
+    door: Door, erin: Tenant, status_code: int, asked: dict[str, Any]
+) -> None:
+    set_limit(erin, "requests", 5)
+    set_limit(erin, "images", 1, model_name=door.model.name)
+    headers = erin.headers | asked.get("headers", {})
+
+    for _ in range(2):
+        response = door.client.post(
+            f"{door.url}/v1/chat/completions", **(asked | {"headers": headers})
+        )
+
+    assert response.status_code == status_code
+    assert rate_headers(response) == {
+        "limit-requests": "5",
+        "remaining-requests": "5",
+        "reset-requests": "0s",
+    }
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/nobody", "/v1/me", "/api/models/models"]
+)
+def test_a_question_says_what_the_limits_leave(door: Door, erin: Tenant, path: str) -> None:
+    set_limit(erin, "tokens", 1000)
+
+    assert rate_headers(door.get(erin, path))["remaining-tokens"] == "1000"
+
+
+def test_who_is_not_known_or_has_no_limits_is_told_of_none(door: Door, erin: Tenant) -> None:
+    assert rate_headers(door.get(erin, "/v1/models")) == {}
+    assert rate_headers(door.client.get(f"{door.url}/v1/models")) == {}
+
+
 # ------------------------------------------------------------------- without Valkey
+
+
+def test_an_organization_may_rather_be_refused_than_go_without_exact_limits(
+    door: Door, store: Valkey, committed: None
+) -> None:
+    strict = factories.tenant("strict", limits_fail_closed=True)
+    set_limit(strict, "requests", 100)
+    free = factories.tenant("strict", limits_fail_closed=True)
+    assert door.chat(strict).status_code == 200
+
+    store.kill()
+    try:
+        refused, unlimited = door.chat(strict), door.chat(free)
+        looked_at = door.get(strict, "/v1/models")
+    finally:
+        store.start()
+
+    assert refusal(refused) == Refusal(503, "limits_unavailable", None, "server_error")
+    assert refused.headers["retry-after"] == "1"
+    assert door.is_unbooked(refused.headers["x-request-id"])
+    assert (unlimited.status_code, looked_at.status_code) == (200, 200)
+    eventually(lambda: door.chat(strict).status_code == 200)
+
+
+def test_without_valkey_a_question_charges_nothing(door: Door, erin: Tenant, store: Valkey) -> None:
+    set_limit(erin, "requests", 4)
+    set_limit(erin, "concurrent", 2)
+    door.chat(erin)
+
+    store.kill()
+    try:
+        for _ in range(3):
+            response = door.get(erin, "/v1/models")
+    finally:
+        store.start()
+
+    assert rate_headers(response)["remaining-requests"] == "2"  # all of this process's share
+    assert response.headers["x-tessera-degraded"] == "limits"
 
 
 def test_without_valkey_each_process_keeps_its_share_and_says_so(

@@ -21,7 +21,7 @@ from billing.models import Price, PriceList
 from billing.money import parse_micro
 from gateway import base_url, console
 from gateway.env import env_secret
-from gateway.models import Backend, Model, Route
+from gateway.models import Backend, BackendKind, Model, Route
 from tenants.console import NounCommand, actor
 from tenants.models import ApiKey, Organization, Team
 
@@ -124,7 +124,7 @@ def _keep_admin(password: str) -> None:
 def _keep_backend(url: str) -> Backend:
     backend = Backend.objects.filter(name=DEMO).first()
     if backend is None:
-        backend = Backend(name=DEMO, base_url=url)
+        backend = Backend(name=DEMO, kind=BackendKind.LLAMA_CPP, base_url=url)
         console.create(backend)
     else:
         console.change(backend, base_url=url)

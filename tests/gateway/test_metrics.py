@@ -1,0 +1,142 @@
+"""GET /metrics: what monitoring is told of the books, and whom it tells."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from prometheus_client.parser import text_string_to_metric_families
+
+from billing import reconciliation
+from billing.alerts import Alert, AlertDelivery
+from billing.models import GatewayProcess, Price
+from gateway.request_ids import new_request_id
+from tests import factories
+from tests.booked import UNIT_PICO, budget, hold, settle, spend, window
+from tests.factories import Tenant
+
+pytestmark = pytest.mark.usefixtures("empty_database")
+TOKEN = "a-token-for-monitoring"
+Figures = dict[tuple[str, str], float]
+
+
+@pytest.fixture(autouse=True)
+def _token(settings: Any) -> None:
+    settings.METRICS_TOKEN = TOKEN
+
+
+@pytest.fixture
+def tenant() -> Tenant:
+    return factories.tenant()
+
+
+@pytest.fixture
+def price() -> Price:
+    return factories.price(factories.unique("model"))
+
+
+def scrape() -> Figures:
+    """Return each figure by its name, without our prefix, and the value of its label."""
+    response = Client().get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    assert response.status_code == 200
+    families = list(text_string_to_metric_families(response.content.decode()))
+    assert all(family.type == "gauge" and family.documentation for family in families)
+    return {
+        (sample.name.removeprefix("tessera_"), "".join(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_without_a_token_of_its_own_there_is_no_such_page(settings: Any) -> None:
+    settings.METRICS_TOKEN = ""
+
+    assert Client().get("/metrics", headers={"authorization": "Bearer "}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "given", ["", "Bearer", "Bearer another", f"Basic {TOKEN}", TOKEN, "Bearer é"]
+)
+def test_whoever_lacks_the_token_is_told_nothing(given: str) -> None:
+    response = Client().get("/metrics", headers={"authorization": given})
+
+    assert (response.status_code, response.content) == (401, b"")
+    assert Client().post("/metrics").status_code == 405
+
+
+def test_open_holds_and_the_money_in_them(tenant: Tenant, price: Price) -> None:
+    hold(tenant, price, amount_pico=3 * UNIT_PICO)
+    hold(tenant, price, expires_at=datetime.now(UTC) - timedelta(minutes=1))
+
+    figures = scrape()
+
+    assert figures["open_holds", ""] == 2
+    assert figures["held_pico", "TWD"] == 4 * UNIT_PICO
+    assert figures["overdue_holds", ""] == 1
+    assert 0 <= figures["oldest_hold_seconds", ""] < 60
+
+
+def test_drift_of_the_last_reconciliation(tenant: Tenant, price: Price) -> None:
+    assert ("drift_pico", "") not in scrape()
+    stands = budget(tenant, limit_micro=10**12)
+    spend(tenant, price, 2)
+    by_hand("UPDATE billing_budgetwindow SET spent_pico = 0 WHERE id = %s", window(stands).pk)
+
+    reconciliation.run()
+
+    figures = scrape()
+    assert (figures["drift_pico", ""], figures["drift_tokens", ""]) == (2 * UNIT_PICO, 0)
+    assert figures["refused_rows", ""] == 0
+    assert 0 <= figures["reconciliation_age_seconds", ""] < 60
+
+
+def test_processes_that_live_and_those_that_fell_silent() -> None:
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    for beat_at in (datetime.now(UTC), long_ago, long_ago):
+        GatewayProcess.objects.create(id=new_request_id(), host="h", beat_at=beat_at)
+
+    figures = scrape()
+
+    assert (figures["processes", "alive"], figures["processes", "silent"]) == (1, 2)
+
+
+def test_alerts_that_wait_and_those_given_up(tenant: Tenant) -> None:
+    stands = budget(tenant, limit_micro=10**12)
+    for medium, next_attempt_at in (("email", datetime.now(UTC)), ("webhook", None)):
+        AlertDelivery.objects.create(
+            alert=alert(stands), medium=medium, next_attempt_at=next_attempt_at
+        )
+
+    figures = scrape()
+
+    assert (figures["alert_deliveries", "due"], figures["alert_deliveries", "failed"]) == (1, 1)
+
+
+def test_recent_requests_by_their_status(tenant: Tenant, price: Price) -> None:
+    for status in ("ok", "ok", "timeout"):
+        settle(hold(tenant, price), status=status)
+    settle(hold(tenant, price, request_id="01900000-0000-7000-8000-000000000000"))  # in 2024
+
+    figures = scrape()
+
+    assert (figures["recent_requests", "ok"], figures["recent_requests", "timeout"]) == (2, 1)
+    assert ("recent_requests", "expired") not in figures
+
+
+def alert(stands: Any) -> Alert:
+    return Alert.objects.create(
+        budget=stands,
+        organization=stands.organization,
+        window=window(stands),
+        kind="threshold",
+        threshold_percent=50,
+        spent_pico=1,
+        spent_tokens=1,
+        raised_at=datetime.now(UTC),
+    )
+
+
+def by_hand(statement: str, *parameters: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
