@@ -19,15 +19,16 @@ from billing.snapshots import Allowance, Document, Line, Snapshot, Team, Tier, s
 
 FONT = "noto"
 MARGIN_MM, FOOT_MM = 18.0, 20.0
-ROW_MM = 5.4
+ROW_MM = 4.7
 INK, QUIET, RULE, TINT = (23, 32, 42), (104, 116, 128), (208, 214, 220), (243, 246, 248)
 ACCENT = (14, 98, 110)
-BOLD_MM = 0.06  # at nine points
+BOLD_MM = 0.045  # at nine points
 # model, usage, quantity, price, amount
 COLUMNS_MM = (52.0, 50.0, 26.0, 20.0, 26.0)
 ALIGNS = ("L", "L", "R", "R", "R")
 TEXT_LENGTH_MAX = 400  # of any one text on the page; the snapshot has it whole
 MINUS = "−"
+ALIAS = "{nb}"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -54,7 +55,7 @@ class _Page(FPDF):
         self.set_lang({"en": "en", "zh-hant": "zh-Hant"}[snapshot.language])
         self.set_margins(MARGIN_MM, MARGIN_MM)
         self.set_auto_page_break(False)
-        self.alias_nb_pages()
+        self.alias_nb_pages(ALIAS)
         self.add_font(FONT, fname=pylopdf_fonts_zh_tw.sans_path())
         self.set_font(FONT, size=9)
         self.add_page()
@@ -68,7 +69,9 @@ class _Page(FPDF):
             f"{self.snapshot.number or self.words.draft}   {self.words.hash} {self.content_sha256}"
         )
         self._text(left, size=6.5, colour=QUIET, width=self.epw - 30, newline=False)
-        pages = self.words.page.format(self.page_no(), "{nb}")
+        pages = self.words.page.format(self.page_no(), ALIAS)
+        # What stands for the number of pages is wider than a digit, which is what it becomes.
+        self.set_x(self.get_x() + self.get_string_width(ALIAS) - self.get_string_width("0"))
         self._text(pages, size=6.5, colour=QUIET, width=30, align="R")
 
     def head(self) -> None:
@@ -121,7 +124,7 @@ class _Page(FPDF):
     def totals(self) -> None:
         """Draw the sums at the right, all on one page, and the note beside them."""
         rows = self._sums()
-        self._keep(len(rows) * 6 + 12)
+        self._keep(3 + len(rows) * 5.6 + 2.5)
         self.ln(3)
         top, width = self.get_y(), 92.0
         note = self.words.prices_note.format(self.snapshot.currency)
@@ -256,7 +259,7 @@ class _Page(FPDF):
             self._wrapped(cell, width - 1.5, size) if cell else []
             for cell, width in zip(cells, COLUMNS_MM, strict=True)
         ]
-        line = 4.3 if quiet else ROW_MM
+        line = 4.0 if quiet else ROW_MM
         height = max(map(len, wrapped), default=1) * line
         self._keep(height)
         top, x = self.get_y(), self.l_margin

@@ -91,8 +91,8 @@ class Command(NounCommand):
             note = credit_notes.credit(
                 invoice.pk, [2], reason="Scans were sent twice", by=ACTOR, at=at
             )
-            back = note.total_minor
-            payments.pay(invoice.pk, back, received_at=at, by=ACTOR, at=at, reference="refund")
+            if back := note.total_minor:
+                payments.pay(invoice.pk, back, received_at=at, by=ACTOR, at=at, reference="refund")
 
     def _hand_out(self, invoice: Invoice, output: Path) -> None:
         findings = verification.verify(invoice)
