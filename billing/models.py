@@ -15,7 +15,18 @@ from django.db.models.functions import Now
 from billing.accounts import Account, InvoiceLanguage
 from billing.alerts import Alert, AlertChannel, AlertDelivery
 from billing.budgets import Budget, BudgetWindow, Period
+from billing.events import Event
 from billing.idempotency import IdempotentRequest
+from billing.invoices import (
+    CreditDraw,
+    CreditGrant,
+    Invoice,
+    InvoiceDocument,
+    InvoiceLine,
+    InvoiceNumbers,
+    Issuer,
+    Payment,
+)
 from billing.price_lists import MICRO_MAX, Allowance, Price, PriceList, PriceTier
 from tenants.models import ApiKey, Organization, Team
 
@@ -28,10 +39,19 @@ __all__ = [
     "Allowance",
     "Budget",
     "BudgetWindow",
+    "CreditDraw",
+    "CreditGrant",
+    "Event",
     "GatewayProcess",
     "Hold",
     "IdempotentRequest",
+    "Invoice",
+    "InvoiceDocument",
     "InvoiceLanguage",
+    "InvoiceLine",
+    "InvoiceNumbers",
+    "Issuer",
+    "Payment",
     "Period",
     "Price",
     "PriceList",

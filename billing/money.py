@@ -84,6 +84,20 @@ def format_minor(amount_minor: int, currency: str) -> str:
     return _format(amount_minor, digits, digits)
 
 
+def parse_minor(text: str, currency: str) -> int:
+    """Return an amount in units of the currency, such as -12.50, in its minor unit; ValueError for what is none.
+
+    >>> parse_minor("-12.5", "USD"), parse_minor("12", "TWD")
+    (-1250, 12)
+    """
+    digits = minor_digits(currency)
+    match = PLAIN.fullmatch(text.strip().removeprefix("-"))
+    if match is None or len(match[1] or "") > digits:
+        raise ValueError(f"{text!r} is no amount in {currency}, which has {digits} decimals.")
+    amount = int(Decimal(match[0]).scaleb(digits))
+    return -amount if text.strip().startswith("-") else amount
+
+
 def _format(amount: int, decimals: int, decimals_min: int) -> str:
     whole, rest = divmod(abs(amount), 10**decimals)
     digits = f"{rest:0{decimals}d}".rstrip("0").ljust(decimals_min, "0") if decimals else ""

@@ -99,6 +99,10 @@ EMAIL_TIMEOUT = env_int("TESSERA_EMAIL_TIMEOUT_S", 10, minimum=1)
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = env_str("TESSERA_EMAIL_FROM", "tessera@localhost")
 WEBHOOK_ALLOW_PRIVATE = env_bool("TESSERA_WEBHOOK_ALLOW_PRIVATE", False)
 
+# Invoices
+INVOICE_GRACE_S = env_int("TESSERA_INVOICE_GRACE_S", 24 * 3600, minimum=0)
+CLOSE_MARGIN_S = env_int("TESSERA_CLOSE_MARGIN_S", 60, minimum=0)
+
 # People
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", "English"), ("zh-hant", "繁體中文")]
@@ -164,7 +168,12 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     # It would log every webhook's address, and some of these are secrets.
-    "loggers": {"httpx": {"level": "WARNING"}},
+    # The others tell of each glyph that they embed, or lack.
+    "loggers": {
+        "httpx": {"level": "WARNING"},
+        "fontTools": {"level": "WARNING"},
+        "fpdf": {"level": "ERROR"},
+    },
     "root": {"handlers": ["stderr"], "level": env_str("TESSERA_LOG_LEVEL", "INFO")},
 }
 

@@ -1,0 +1,182 @@
+"""Credit notes: an issued invoice, or lines of it, taken back by a document of its own. Nothing issued is edited."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+import msgspec
+from django.db import transaction
+
+from billing import numbering
+from billing.events import EventType
+from billing.invoice_content import utc
+from billing.invoices import Invoice, InvoiceStatus
+from billing.invoicing import freeze, locked, settle_status, tell
+from billing.money import round_half_even
+from billing.rating import BP
+from billing.snapshots import Allowance, Document, Line, Snapshot, Team, Totals, items_of
+from tenants.models import Actor, AuditEntry
+
+RowT = TypeVar("RowT", Line, Allowance)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A line or an allowance of the invoice, under the number that it has there."""
+
+    position: int
+    team: Team
+    row: Line | Allowance
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.team.slug, self.row.model, self.row.kind
+
+
+def credit(
+    invoice_id: int,
+    positions: Collection[int] | None = None,
+    *,
+    reason: str,
+    by: Actor,
+    at: datetime,
+) -> Invoice:
+    """Issue a credit note for these lines of an issued invoice, or for all that is left of it; ValueError if nothing.
+
+    A line takes its free allowance with it. Discount and tax follow; the note that takes the last line takes what
+    rounding has left of them too, so that all notes together are the invoice.
+    """
+    with transaction.atomic():
+        _, invoice = locked(invoice_id)
+        if invoice.kind != Document.INVOICE or invoice.status not in (
+            InvoiceStatus.ISSUED,
+            InvoiceStatus.PAID,
+        ):
+            raise ValueError(f"{invoice} is no invoice that is issued: nothing to credit.")
+        left = _left(invoice)
+        chosen = _chosen(left, positions)
+        number = numbering.take(invoice.issuer_id, at)
+        is_rest = len(chosen) == len(left)
+        content = _content(invoice, chosen, number, reason, at, is_rest=is_rest)
+        note = Invoice.objects.create(
+            issuer=invoice.issuer,
+            organization=invoice.organization,
+            kind=Document.CREDIT_NOTE,
+            corrects=invoice,
+            period_start=invoice.period_start,
+            period_end=invoice.period_end,
+            currency=invoice.currency,
+            language=invoice.language,
+            drafted_at=at,
+        )
+        freeze(note, content, number)
+        detail = {"invoice": invoice.number, "lines": [item.position for item in chosen]}
+        AuditEntry.record("invoice.credit", note, by=by, at=at, detail=detail)
+        tell(EventType.INVOICE_ISSUED, note, at)
+        settle_status(invoice, at)
+    return note
+
+
+def _left(invoice: Invoice) -> list[_Item]:
+    """Return the items that no credit note has taken yet."""
+    taken = {
+        item.key
+        for note in invoice.credit_notes.all()
+        for item in (_Item(0, team, row) for team, row in items_of(note.frozen))
+    }
+    items = [_Item(n, *pair) for n, pair in enumerate(items_of(invoice.frozen), 1)]
+    return [item for item in items if item.key not in taken]
+
+
+def _chosen(left: list[_Item], positions: Collection[int] | None) -> list[_Item]:
+    if not left:
+        raise ValueError("All its lines are credited already.")
+    if positions is None:
+        return left
+    unknown = set(positions) - {item.position for item in left}
+    if unknown:
+        raise ValueError(f"There is no line {min(unknown)} that is left to credit.")
+    keys = {item.key for item in left if item.position in positions}
+    return [item for item in left if item.key in keys]
+
+
+def _content(
+    invoice: Invoice,
+    chosen: list[_Item],
+    number: numbering.Number,
+    reason: str,
+    at: datetime,
+    *,
+    is_rest: bool,
+) -> Snapshot:
+    """Return what the note shows: the invoice's own words, with its chosen lines below zero."""
+    original = invoice.frozen
+    totals = _totals(invoice, original, chosen, is_rest=is_rest)
+    discount, tax = original.discount, original.tax
+    if discount is not None:
+        discount = msgspec.structs.replace(discount, amount_minor=totals.discount_minor)
+    return msgspec.structs.replace(
+        original,
+        kind=Document.CREDIT_NOTE,
+        number=number.text,
+        issued_at=utc(at),
+        due_at=None,
+        corrects=original.number,
+        reason=reason,
+        teams=[team for each in original.teams if (team := _taken_back(each, chosen)) is not None],
+        discount=discount,
+        credits=[],
+        tax=msgspec.structs.replace(tax, amount_minor=totals.tax_minor),
+        totals=totals,
+        previous_sha256=number.previous_sha256,
+    )
+
+
+def _totals(invoice: Invoice, original: Snapshot, chosen: list[_Item], *, is_rest: bool) -> Totals:
+    if is_rest:
+        notes = [note.frozen.totals for note in invoice.credit_notes.all()]
+        sums = original.totals
+        subtotal = -sums.subtotal_minor - sum(each.subtotal_minor for each in notes)
+        discount = -sums.discount_minor - sum(each.discount_minor for each in notes)
+        tax = -sums.tax_minor - sum(each.tax_minor for each in notes)
+    else:
+        subtotal = -sum(item.row.amount_minor for item in chosen)
+        bp = original.discount.bp if original.discount else 0
+        discount = -round_half_even(subtotal * bp, BP)
+        tax_bp = 0 if original.tax.exempt else original.tax.bp
+        tax = round_half_even((subtotal + discount) * tax_bp, BP)
+    total = subtotal + discount + tax
+    return Totals(subtotal, discount, tax, total, credits_minor=0, due_minor=total)
+
+
+def _taken_back(team: Team, chosen: list[_Item]) -> Team | None:
+    rows = [item.row for item in chosen if item.team.slug == team.slug]
+    if not rows:
+        return None
+    lines = [_negative(row) for row in rows if isinstance(row, Line)]
+    allowances = [_negative(row) for row in rows if isinstance(row, Allowance)]
+    return msgspec.structs.replace(
+        team,
+        lines=lines,
+        allowances=allowances,
+        subtotal_minor=-sum(row.amount_minor for row in rows),
+    )
+
+
+def _negative(row: RowT) -> RowT:
+    tiers = [
+        msgspec.structs.replace(tier, quantity=-tier.quantity, amount_pico=-tier.amount_pico)
+        for tier in row.tiers
+    ]
+    back = msgspec.structs.replace(
+        row,
+        quantity=-row.quantity,
+        tiers=tiers,
+        amount_pico=-row.amount_pico,
+        amount_minor=-row.amount_minor,
+    )
+    if isinstance(back, Line):
+        images = None if back.images is None else -back.images
+        back = msgspec.structs.replace(back, images=images, late_quantity=-back.late_quantity)
+    return back

@@ -1,0 +1,46 @@
+"""The PDFs of issued invoices: drawn once, kept with their hash. A download is what was drawn then."""
+
+import hashlib
+from importlib.metadata import version
+
+from billing import invoice_pdf
+from billing.invoices import Invoice, InvoiceDocument
+
+DRAWN_AT_ONCE_MAX = 200
+_DRAWS = ("fpdf2", "pylopdf-fonts-zh-tw")
+
+
+def document(invoice: Invoice) -> InvoiceDocument:
+    """Return the PDF of an issued invoice; drawn now, and kept, if it is the first to ask. Many may ask at once."""
+    assert invoice.number is not None, "a draft has no document that stays"
+    found = InvoiceDocument.objects.filter(invoice=invoice).first()
+    if found is not None:
+        return found
+    content = invoice_pdf.draw(invoice.frozen)
+    row, _ = InvoiceDocument.objects.get_or_create(
+        invoice=invoice,
+        defaults={"content": content, "sha256": sha256(content), "drawn_by": drawn_by()},
+    )
+    return row
+
+
+def undrawn() -> list[int]:
+    """Return the ids of issued invoices that have no PDF yet."""
+    missing = Invoice.objects.filter(number__isnull=False, document=None).order_by("pk")
+    return list(missing.values_list("pk", flat=True)[:DRAWN_AT_ONCE_MAX])
+
+
+def pdf(invoice: Invoice) -> bytes:
+    """Return the PDF: the kept one of an issued invoice, a new one of a draft."""
+    if invoice.number is None:
+        return invoice_pdf.draw(invoice.frozen)
+    return bytes(document(invoice).content)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def drawn_by() -> str:
+    """Name what draws: with another version of it the same snapshot may become other bytes."""
+    return " ".join(f"{name} {version(name)}" for name in _DRAWS)

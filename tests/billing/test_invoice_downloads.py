@@ -1,0 +1,135 @@
+"""What an invoice is downloaded as: PDF, CSV, and the JSON that is hashed."""
+
+import csv
+import itertools
+import json
+from typing import Any
+
+import msgspec
+import pypdfium2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from billing import invoice_csv, invoice_pdf, snapshots
+from billing.invoice_pdf import format_amount
+from billing.rating import Kind
+from billing.snapshots import Document
+from tests.snapshots import line, snapshot, team
+
+
+def pages(drawn: bytes) -> list[str]:
+    document = pypdfium2.PdfDocument(drawn)
+    try:
+        return [page.get_textpage().get_text_range() for page in document]
+    finally:
+        document.close()
+
+
+def read(lines: Any) -> list[dict[str, str]]:
+    text = "".join(lines).removeprefix(invoice_csv.BOM)
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_the_same_snapshot_is_drawn_to_the_same_bytes() -> None:
+    first, second = (invoice_pdf.draw(snapshot(language="zh-hant")) for _ in range(2))
+
+    assert first == second
+    assert len(first) < 100_000
+
+
+def test_another_snapshot_is_drawn_to_other_bytes() -> None:
+    assert invoice_pdf.draw(snapshot(reason="a")) != invoice_pdf.draw(snapshot(reason="b"))
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [
+        ("en", ["Invoice", "Tax 5 %", "Discount 10 %"]),
+        ("zh-hant", ["帳單", "稅額 5 %", "圖片輸入"]),
+    ],
+)
+def test_a_normal_month_is_one_page_in_either_language(language: str, words: list[str]) -> None:
+    drawn = snapshot("USD", language=language)
+    (page,) = pages(invoice_pdf.draw(drawn))
+
+    assert all(word in page for word in words)
+    assert "艾克美保險股份有限公司" in page
+    assert "TSR-2026-000123" in page
+    assert format_amount(drawn.totals.total_minor, 2) in page
+    assert snapshots.sha256(drawn) in page
+
+
+def test_a_long_invoice_repeats_its_columns_and_numbers_its_pages() -> None:
+    rows = [line(Kind.OUT, 1000 + n, 30_000_000, model=f"model-{n}") for n in range(120)]
+    found = pages(invoice_pdf.draw(snapshot(teams=[team("all", "All", rows)])))
+
+    assert len(found) > 2
+    for number, page in enumerate(found, 1):
+        assert f"Page {number} of {len(found)}" in page
+    assert all("Quantity" in page for page in found[:-1])
+    assert all(f"model-{n}" in "".join(found) for n in range(120))
+
+
+def test_a_credit_note_says_what_it_corrects() -> None:
+    note = snapshot(kind=Document.CREDIT_NOTE, corrects="TSR-2026-000100", reason="A refund")
+    (page,) = pages(invoice_pdf.draw(note))
+
+    assert all(word in page for word in ("Credit note", "TSR-2026-000100", "A refund"))
+    assert "Amount due" not in page
+
+
+def test_a_draft_says_so() -> None:
+    (page,) = pages(invoice_pdf.draw(snapshot(number=None, issued_at=None, due_at=None)))
+
+    assert "Draft" in page
+
+
+@settings(max_examples=15, deadline=None)
+@given(name=st.text(max_size=300), address=st.text(max_size=600))
+def test_whatever_a_customer_is_called_is_drawn(name: str, address: str) -> None:
+    before = snapshot()
+    customer = msgspec.structs.replace(before.customer, legal_name=name, address=address)
+
+    assert invoice_pdf.draw(msgspec.structs.replace(before, customer=customer)).startswith(b"%PDF")
+
+
+def test_the_csv_adds_up_to_the_subtotal() -> None:
+    drawn = snapshot("USD")
+    rows = read(invoice_csv.lines(drawn))
+
+    cents = [round(float(row["amount"]) * 100) for row in rows]
+    assert sum(cents) == drawn.totals.subtotal_minor
+    assert rows[4]["kind"] == "allowance_text_in"
+    assert rows[4]["amount"] == "-10.00"
+
+
+@pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1"])
+def test_no_text_of_a_csv_is_a_formula(start: str) -> None:
+    drawn = snapshot(teams=[team(start, start, [line(Kind.OUT, 5, 1, model=start)])])
+    (row,) = csv.reader("".join(list(invoice_csv.lines(drawn))[1:]).splitlines(keepends=True))
+
+    assert row[2].startswith("'")
+    assert row[3] == f"'{start}"
+
+
+def test_a_csv_is_streamed_row_by_row() -> None:
+    rows = ([n] for n in itertools.count())
+    lines = invoice_csv.stream(["n"], rows)
+
+    assert [next(lines) for _ in range(3)][-1] == "1\r\n"
+    assert next(rows) == [2]
+
+
+def test_the_hash_survives_jsonb_and_nothing_else() -> None:
+    drawn = snapshot()
+    scrambled = dict(reversed(snapshots.to_json(drawn).items()))
+    back = snapshots.from_json(json.loads(json.dumps(scrambled)))
+
+    assert snapshots.sha256(back) == snapshots.sha256(drawn)
+    assert snapshots.sha256(msgspec.structs.replace(drawn, reason="x")) != snapshots.sha256(drawn)
+
+
+def test_a_field_too_many_is_no_snapshot() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        snapshots.from_json(snapshots.to_json(snapshot()) | {"more": 1})

@@ -1,0 +1,181 @@
+"""What was changed by hand behind an invoice's back is found, by name."""
+
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from billing import credit_notes, documents
+from billing.invoices import Invoice, InvoiceDocument, InvoiceLine
+from billing.models import Price, Rollup, UsageRecord
+from billing.verification import verify
+from tests import factories
+from tests.factories import Tenant
+from tests.invoiced import ISSUED, issue, use
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def issued(acme: Tenant, vlm: Price) -> Invoice:
+    use(acme, vlm)
+    use(acme, vlm, text=123_456, out=7)
+    return issue(acme)
+
+
+def behind_the_back(statement: str, *values: Any) -> None:
+    """Change rows as only who owns the database can: without the triggers."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL session_replication_role = replica")
+        cursor.execute(statement, values)
+        assert cursor.rowcount == 1
+        cursor.execute("SET LOCAL session_replication_role = origin")
+
+
+def found(invoice: Invoice, **given: Any) -> list[str]:
+    return [str(finding) for finding in verify(Invoice.objects.get(pk=invoice.pk), **given)]
+
+
+def test_an_invoice_that_nobody_touched_is_right(issued: Invoice) -> None:
+    assert found(issued) == []
+
+
+def test_a_changed_usage_record_is_named(issued: Invoice) -> None:
+    record = UsageRecord.objects.filter(organization=issued.organization).first()
+    assert record is not None
+    behind_the_back(
+        "UPDATE billing_usagerecord SET tokens_out = tokens_out + 1 WHERE request_id = %s",
+        record.request_id,
+    )
+
+    assert any(str(record.request_id) in line for line in found(issued))
+    assert any("ledger (vision, vlm, out)" in line for line in found(issued))
+
+
+def test_a_record_that_was_changed_with_its_amount_is_named_by_its_quarter(
+    issued: Invoice,
+) -> None:
+    record = UsageRecord.objects.filter(organization=issued.organization).first()
+    assert record is not None
+    behind_the_back(
+        """UPDATE billing_usagerecord SET tokens_out = tokens_out + 1, amount_pico = amount_pico + 30000000
+           WHERE request_id = %s""",
+        record.request_id,
+    )
+
+    assert any(f"usage record {record.request_id}" in line for line in found(issued))
+
+
+def test_a_deleted_record_is_missed(issued: Invoice) -> None:
+    record = UsageRecord.objects.filter(organization=issued.organization).first()
+    assert record is not None
+    behind_the_back("DELETE FROM billing_usagerecord WHERE request_id = %s", record.request_id)
+
+    assert any(line.startswith("ledger (vision, vlm, text_in)") for line in found(issued))
+
+
+def test_rollups_are_not_believed(issued: Invoice) -> None:
+    Rollup.objects.filter(organization=issued.organization).delete()
+
+    assert not any(line.startswith("ledger") for line in found(issued))
+
+
+@pytest.mark.parametrize("change", ["amount_minor = 1", "quantity = 1", "team_slug = 'other'"])
+def test_a_changed_line_is_named(issued: Invoice, change: str) -> None:
+    line = InvoiceLine.objects.get(invoice=issued, position=2)
+    behind_the_back(f"UPDATE billing_invoiceline SET {change} WHERE id = %s", line.pk)
+
+    (finding,) = found(issued)
+    assert finding.startswith("line 2 (vision, vlm, out)")
+
+
+def test_a_missing_line_is_named(issued: Invoice) -> None:
+    behind_the_back(
+        "DELETE FROM billing_invoiceline WHERE invoice_id = %s AND position = 1", issued.pk
+    )
+
+    assert found(issued) == ["line 1 (vision, vlm, text_in): is missing"]
+
+
+def test_a_changed_snapshot_is_found_by_its_hash(issued: Invoice) -> None:
+    behind_the_back(
+        """UPDATE billing_invoice SET snapshot = jsonb_set(snapshot, '{customer,name}', '"x"') WHERE id = %s""",
+        issued.pk,
+    )
+
+    assert any(line.startswith("snapshot: its hash is") for line in found(issued))
+
+
+def test_a_rewritten_hash_breaks_the_chain(acme: Tenant, vlm: Price, issued: Invoice) -> None:
+    other = factories.tenant("other")
+    use(other, vlm)
+    following = issue(other)
+    behind_the_back(
+        "UPDATE billing_invoice SET content_sha256 = repeat('a', 64) WHERE id = %s", issued.pk
+    )
+
+    assert any("does not follow this invoice" in line for line in found(issued))
+    assert any("chain: does not follow" in line for line in found(following))
+
+
+def test_a_missing_invoice_is_missed_in_the_chain(
+    acme: Tenant, vlm: Price, issued: Invoice
+) -> None:
+    use(acme, vlm)
+    note = credit_notes.credit(issued.pk, [1], reason="", by=None, at=ISSUED)
+    last = credit_notes.credit(issued.pk, reason="", by=None, at=ISSUED)
+    behind_the_back("UPDATE billing_invoice SET year = 1999 WHERE id = %s", note.pk)
+
+    assert any("is missing" in line for line in found(last))
+
+
+def test_a_changed_total_is_named(issued: Invoice) -> None:
+    behind_the_back(
+        "UPDATE billing_invoice SET total_minor = total_minor + 1, due_minor = due_minor + 1, "
+        "tax_minor = tax_minor + 1 WHERE id = %s",
+        issued.pk,
+    )
+
+    assert any(line.startswith("invoice: total_minor is") for line in found(issued))
+
+
+def test_a_changed_pdf_is_found(issued: Invoice) -> None:
+    kept = documents.document(issued)
+    behind_the_back(
+        "UPDATE billing_invoicedocument SET content = content || 'x' WHERE id = %s", kept.pk
+    )
+
+    (finding,) = found(issued)
+    assert finding.startswith("PDF: the kept file")
+
+
+def test_a_pdf_that_was_changed_with_its_hash_is_found(issued: Invoice) -> None:
+    kept = documents.document(issued)
+    forged = bytes(kept.content).replace(b"%PDF", b"%pdf")
+    behind_the_back(
+        "UPDATE billing_invoicedocument SET content = %s, sha256 = %s WHERE id = %s",
+        *(forged, documents.sha256(forged), kept.pk),
+    )
+
+    assert found(issued) == ["PDF: the kept file is not what the snapshot is drawn to"]
+
+
+def test_a_pdf_that_somebody_has_is_compared(issued: Invoice) -> None:
+    kept = bytes(documents.document(issued).content)
+
+    assert found(issued, pdf=kept) == []
+    assert found(issued, pdf=kept + b"x")[0].startswith("PDF: the given file")
+
+
+def test_the_pdf_is_drawn_once(issued: Invoice) -> None:
+    documents.document(issued)
+    documents.document(issued)
+
+    assert InvoiceDocument.objects.filter(invoice=issued).count() == 1
+
+
+def test_a_credit_note_is_verified_against_its_invoice(issued: Invoice) -> None:
+    note = credit_notes.credit(issued.pk, [1], reason="", by=None, at=ISSUED)
+
+    assert found(note) == []
+    assert found(issued) == []
