@@ -89,8 +89,9 @@ def greet(stack: Stack, handed: dict[str, str], *, seconds: float) -> None:
     plain(f"""
 Tessera is up at {stack.url}, after {seconds:.1f} s.
 
-  dashboard   {stack.url}/admin/
+  dashboard   {stack.url}/
               user {handed["TESSERA_ADMIN_USER"]}, password {handed["TESSERA_ADMIN_PASSWORD"]}
+  admin       {stack.url}/admin/
   demo key    {key}
   logs        {stack.var}/log/
   stop        Ctrl-C, or `make down`

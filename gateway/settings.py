@@ -50,6 +50,7 @@ INSTALLED_APPS = [
     "tenants",
     "billing",
     "gateway.apps.GatewayConfig",
+    "dashboard",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -130,6 +131,18 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
+LOGIN_URL, LOGIN_REDIRECT_URL, LOGOUT_REDIRECT_URL = (
+    "dashboard:sign-in",
+    "dashboard:home",
+    "dashboard:sign-in",
+)
+# In each process: it counts who tries to sign in.
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+        "OPTIONS": {"MAX_ENTRIES": 10_000},
+    }
+}
 SESSION_COOKIE_HTTPONLY = True
 SECURE_COOKIES = env_bool("TESSERA_SECURE_COOKIES", False)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES

@@ -131,7 +131,7 @@ def test_requirements_are_pinned_and_hashed() -> None:
 
 
 def test_each_app_says_what_it_owns() -> None:
-    for app in ("tenants", "billing", "gateway"):
+    for app in ("tenants", "billing", "gateway", "dashboard"):
         text = (ROOT / app / "README.md").read_text().lower()
         assert all(word in text for word in ("owns", "does not own", "invariants")), app
 

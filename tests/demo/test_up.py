@@ -120,7 +120,7 @@ def test_it_hands_over_what_a_program_needs_to_its_owner_only(up: Up) -> None:
 def test_the_login_that_it_prints_is_one(up: Up) -> None:
     handed = envfile.read(up.var / "demo.env")
     with httpx.Client(base_url=up.url, follow_redirects=True) as browser:
-        page = browser.get("/admin/login/")
+        page = browser.get("/")
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
         assert token is not None
         form = {
@@ -128,7 +128,12 @@ def test_the_login_that_it_prints_is_one(up: Up) -> None:
             "password": handed["TESSERA_ADMIN_PASSWORD"],
             "csrfmiddlewaretoken": token[1],
         }
-        assert "/admin/logout/" in browser.post("/admin/login/?next=/admin/", data=form).text
+        assert f"dashboard   {up.url}/\n" in up.said()
+        overview = browser.post(page.url, data=form)
+        assert overview.url.path == "/o/demo/"
+        assert "/static/dashboard/dashboard.css" in overview.text
+        assert browser.get("/static/dashboard/dashboard.css").status_code == 200
+        assert "/admin/logout/" in browser.get("/admin/").text
 
 
 def test_a_second_one_says_where_the_first_is(up: Up) -> None:

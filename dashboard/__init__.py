@@ -1,0 +1,1 @@
+"""Pages for people: what an organization used, spent, may spend and owes. It owns no tables."""

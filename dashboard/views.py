@@ -1,0 +1,220 @@
+"""The pages. Each begins at the organization that its person may see; any other is not found."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from django.contrib.auth.mixins import LoginRequiredMixin
+from django.contrib.auth.views import LoginView, LogoutView
+from django.db.models import Q
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    StreamingHttpResponse,
+)
+from django.shortcuts import get_object_or_404, redirect
+from django.template.response import TemplateResponse
+from django.utils.cache import add_never_cache_headers
+from django.utils.timezone import now
+from django.views.generic.base import View
+
+from billing.models import UsageStatus
+from billing.money import format_pico
+from billing.periods import Period
+from dashboard import gauges, invoices, months, overview, records
+from dashboard.access import is_operator, organizations_of
+from dashboard.charts import Chart, Column, chart
+from dashboard.figures import amount, compact, grouped
+from dashboard.overview import KINDS, Overview
+from dashboard.sign_in import SignInForm
+from tenants.models import Organization
+
+ORGANIZATIONS_MAX = 200
+CONTENT_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+class Guarded(View):
+    """A page that no cache keeps, and that loads nothing from elsewhere and runs no script."""
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        answer = super().dispatch(request, *args, **kwargs)
+        answer.headers["Content-Security-Policy"] = CONTENT_POLICY
+        add_never_cache_headers(answer)
+        return answer
+
+
+class SignIn(Guarded, LoginView):
+    template_name = "dashboard/sign_in.html"
+    authentication_form = SignInForm
+    redirect_authenticated_user = True
+
+
+class SignOut(LogoutView):
+    http_method_names = ["post", "options"]
+
+
+class Home(LoginRequiredMixin, Guarded):
+    """The organizations of the person, or at once the only one."""
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        mine = organizations_of(request.user)
+        search = request.GET.get("q", "").strip()
+        found = mine.filter(Q(name__icontains=search) | Q(slug__icontains=search))
+        shown = list(found[: ORGANIZATIONS_MAX + 1])
+        if len(shown) == 1 and not search:
+            return redirect("dashboard:overview", slug=shown[0].slug)
+        context = {
+            "organizations": shown[:ORGANIZATIONS_MAX],
+            "is_cut": len(shown) > ORGANIZATIONS_MAX,
+            "is_operator": is_operator(request.user),
+            "search": search,
+        }
+        return TemplateResponse(request, "dashboard/home.html", context)
+
+
+class OrganizationPage(LoginRequiredMixin, Guarded):
+    """A page of one organization, in its currency and its time zone."""
+
+    organization: Organization
+    zone: ZoneInfo
+
+    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        super().setup(request, *args, **kwargs)
+        if request.user.is_authenticated:
+            mine = organizations_of(request.user)
+            self.organization = get_object_or_404(mine, slug=kwargs["slug"])
+            self.zone = ZoneInfo(self.organization.timezone)
+
+    def show(self, page: str, **context: Any) -> TemplateResponse:
+        common = {
+            "organization": self.organization,
+            "page": page,
+            "is_operator": is_operator(self.request.user),
+        }
+        return TemplateResponse(self.request, f"dashboard/{page}.html", common | context)
+
+
+class OverviewPage(OrganizationPage):
+    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+        at = now()
+        try:
+            period = months.chosen(request.GET.get("month", ""), at, self.zone)
+        except (ValueError, OverflowError) as error:  # the latter: at the ends of the calendar
+            raise Http404("There is no such month.") from error
+        listed = months.until(at, overview.first_bucket(self.organization), self.zone)
+        found = overview.of_month(self.organization, period)
+        return self.show(
+            "overview",
+            overview=found,
+            month=period.label(self.zone),
+            months=self._labels([*listed, period]),
+            is_current=at in period,
+            last_day=period.end - timedelta(seconds=1),
+            period=period,
+            kinds=KINDS,
+            amounts=amount_chart(found, self.organization.currency),
+            tokens=token_chart(found),
+        )
+
+    def _labels(self, periods: Iterable[Period]) -> list[str]:
+        return sorted({period.label(self.zone) for period in periods}, reverse=True)
+
+
+class BudgetsPage(OrganizationPage):
+    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+        standings = gauges.of_organization(self.organization)
+        return self.show("budgets", standings=standings, at=now())
+
+
+class RecordsPage(OrganizationPage):
+    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+        wanted = self._filter()
+        return self.show(
+            "records",
+            wanted=wanted,
+            found=records.page(self.organization, wanted, self._cursor()),
+            is_first=not request.GET.get("after"),
+            teams=self.organization.teams.all()[: records.CHOICES_MAX],
+            keys=self.organization.keys.all()[: records.CHOICES_MAX],
+            models=records.models_of(self.organization, wanted.model_name),
+            statuses=UsageStatus.values,
+        )
+
+    def _filter(self) -> records.Filter:
+        """Read the filter; a team or key of somebody else is as little found as one that is not there."""
+        query = self.request.GET
+        team, key = query.get("team"), query.get("key")
+        status = query.get("status", "")
+        if status and status not in UsageStatus.values:
+            raise Http404("There is no such status.")
+        return records.Filter(
+            team=get_object_or_404(self.organization.teams, slug=team) if team else None,
+            key=get_object_or_404(self.organization.keys, public_id=key) if key else None,
+            model_name=query.get("model", ""),
+            status=status,
+        )
+
+    def _cursor(self) -> records.Cursor | None:
+        text = self.request.GET.get("after", "")
+        try:
+            return records.Cursor.parse(text) if text else None
+        except ValueError as error:
+            raise Http404("This is no place in the list.") from error
+
+
+class ReceiptPage(OrganizationPage):
+    def get(self, request: HttpRequest, slug: str, request_id: UUID) -> HttpResponse:
+        receipt = records.receipt(self.organization, request_id)
+        if receipt is None:
+            raise Http404("There is no such usage record.")
+        return self.show("receipt", receipt=receipt, record=receipt.record)
+
+
+class InvoicesPage(OrganizationPage):
+    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+        rows = invoices.of_organization(self.organization, now())
+        return self.show("invoices", rows=rows)
+
+
+class InvoiceDownload(OrganizationPage):
+    def get(self, request: HttpRequest, slug: str, pk: int, format: str) -> HttpResponseBase:
+        invoice = invoices.find(self.organization, pk)
+        if invoice is None or format not in invoices.CONTENT_TYPES:
+            raise Http404("There is no such download.")
+        name = invoices.filename(invoice, format)
+        return StreamingHttpResponse(
+            invoices.download(invoice, format),
+            content_type=invoices.CONTENT_TYPES[format],
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
+        )
+
+
+def amount_chart(found: Overview, currency: str) -> Chart:
+    columns = [
+        Column(
+            day.day,
+            f"{day:%Y-%m-%d}: {amount(sums.amount_pico)} {currency}",
+            [("amount", sums.amount_pico)],
+        )
+        for day, sums in found.days
+    ]
+    return chart(columns, lambda pico: format_pico(pico, decimals_min=0))
+
+
+def token_chart(found: Overview) -> Chart:
+    columns = [
+        Column(
+            day.day,
+            f"{day:%Y-%m-%d}: {grouped(sums.tokens)}",
+            [(kind, getattr(sums, kind)) for kind in KINDS],
+        )
+        for day, sums in found.days
+    ]
+    return chart(columns, compact)

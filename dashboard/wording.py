@@ -1,0 +1,55 @@
+"""Words of the books in the language of the page."""
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
+
+WORDS: dict[str, dict[str, Promise]] = {
+    "status": {
+        "ok": _("Completed"),
+        "cut": _("Cut at max_tokens"),
+        "client_closed": _("Client left early"),
+        "backend_error": _("Backend broke off"),
+        "timeout": _("Cut off at a deadline"),
+        "expired": _("Process died, estimated"),
+    },
+    "source": {
+        "upstream": _("reported by the backend"),
+        "counted": _("counted by us"),
+        "estimated": _("estimated"),
+    },
+    "kind": {
+        "text_in": _("Text in"),
+        "image_in": _("Images in"),
+        "cached_in": _("Cached in"),
+        "out": _("Output"),
+        "request": _("Request"),
+    },
+    "tokens": {
+        "tokens_in_text": _("Text in"),
+        "tokens_in_image": _("Images in"),
+        "tokens_in_cached": _("Cached in"),
+        "tokens_out": _("Output"),
+    },
+    "policy": {
+        "": _("all of it"),
+        "delivered": _("the prompt, and what was generated"),
+        "prompt": _("the prompt only"),
+        "nothing": _("nothing"),
+    },
+    "period": {"day": _("per day"), "month": _("per month"), "life": _("for life (prepaid)")},
+    "by": {"team": _("Team"), "key": _("Key"), "model": _("Model")},
+    "invoice": {
+        "draft": _("Draft"),
+        "issued": pgettext_lazy("invoice", "Issued"),
+        "overdue": _("Overdue"),
+        "paid": _("Paid"),
+        "void": _("Void"),
+    },
+    "document": {"invoice": _("Invoice"), "credit_note": _("Credit note")},
+}
+
+
+def word(value: str, vocabulary: str) -> Promise | str:
+    """Return the word for a value, or the value where there is none."""
+    return WORDS[vocabulary].get(value, value)

@@ -1,0 +1,99 @@
+"""Invoices: what is owed, and the downloads."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.db import connection
+from django.test import AsyncClient
+from django.test.utils import CaptureQueriesContext
+
+from billing import payments
+from billing.invoices import Invoice
+from billing.models import Price
+from tests.dashboard.conftest import Person
+from tests.invoiced import ISSUED, NOON, OVER, draft, issue, use
+
+
+async def _fetch(person: Person, invoice: Invoice, format: str) -> tuple[str, bytes]:
+    """Return what a download is called, and its content."""
+    client = AsyncClient()
+    await client.aforce_login(person.user)
+    answer: Any = await client.get(person.url(f"invoices/{invoice.pk}/{format}/"))
+    assert answer.status_code == 200
+    content = b"".join([piece async for piece in answer])
+    return answer.headers["content-disposition"].partition("filename=")[2].strip('"'), content
+
+
+def fetch(person: Person, invoice: Invoice, format: str) -> tuple[str, bytes]:
+    return async_to_sync(_fetch)(person, invoice, format)  # the views run in this thread
+
+
+def test_no_invoice_is_told(alice: Person) -> None:
+    assert "No invoice yet" in alice.read("invoices/")
+
+
+def test_an_invoice_is_listed_with_what_is_still_to_be_paid(alice: Person, vlm: Price) -> None:
+    use(alice.tenant, vlm)
+    invoice = issue(alice.tenant)
+    payments.pay(invoice.pk, 1, received_at=ISSUED, by=None, at=ISSUED)
+    page = alice.read("invoices/")
+
+    assert str(invoice.number) in page
+    assert "2026-03-01 – 2026-03-31" in page
+    assert "Overdue" in page
+    assert f'<td class="n">{invoice.due_minor - 1} <small>TWD</small></td>' in page
+
+
+def test_a_draft_asks_for_no_money_yet(alice: Person, vlm: Price) -> None:
+    use(alice.tenant, vlm)
+    draft(alice.tenant)
+    page = alice.read("invoices/")
+
+    assert "Draft" in page
+    assert '<td class="n">–</td>' in page
+
+
+def test_downloads_are_what_was_frozen(alice: Person, vlm: Price) -> None:
+    use(alice.tenant, vlm)
+    invoice = issue(alice.tenant)
+
+    name, content = fetch(alice, invoice, "json")
+    assert (name, json.loads(content)["number"]) == (f"{invoice.number}.json", invoice.number)
+    name, content = fetch(alice, invoice, "pdf")
+    assert (name, content[:5]) == (f"{invoice.number}.pdf", b"%PDF-")
+    name, content = fetch(alice, invoice, "usage-csv")
+    assert name == f"{invoice.number}-usage.csv"
+    assert len(content.splitlines()) == 2  # the head and one record
+
+
+def test_a_draft_is_downloaded_under_its_own_name(alice: Person, vlm: Price) -> None:
+    use(alice.tenant, vlm)
+    invoice = draft(alice.tenant)
+
+    name, content = fetch(alice, invoice, "csv")
+    assert name == f"draft-{invoice.pk}.csv"
+    assert b"vlm" in content
+
+
+def test_a_format_that_there_is_not_is_not_found(alice: Person, vlm: Price) -> None:
+    use(alice.tenant, vlm)
+    invoice = issue(alice.tenant)
+
+    assert alice.status(alice.url(f"invoices/{invoice.pk}/exe/")) == 404
+
+
+def test_the_list_takes_as_many_queries_for_many_as_for_one(alice: Person, vlm: Price) -> None:
+    use(alice.tenant, vlm)
+    issue(alice.tenant)
+    with CaptureQueriesContext(connection) as few:
+        alice.read("invoices/")
+    use(alice.tenant, vlm, at=NOON + timedelta(days=31))
+    issue(alice.tenant, OVER + timedelta(days=30))
+    with CaptureQueriesContext(connection) as many:
+        alice.read("invoices/")
+
+    assert (
+        len(few) == len(many) == 6
+    )  # session, person, organization; invoices, payments, credit notes

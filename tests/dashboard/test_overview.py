@@ -1,0 +1,129 @@
+"""The overview: a month's figures, from rollups, in the organization's currency and time zone."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils.timezone import now
+
+from billing import rollups
+from billing.models import Price, RollupMark, UsageRecord
+from dashboard import overview
+from dashboard.charts import Column, ceiling, chart
+from tenants.models import ApiKey, Team
+from tests import booked
+from tests.dashboard.conftest import Person
+from tests.factories import Tenant
+
+LATE_ON_THE_LAST = datetime(2026, 3, 31, 15, 59, tzinfo=UTC)  # 23:59 in Taipei
+MIDNIGHT = datetime(2026, 3, 31, 16, tzinfo=UTC)
+
+
+def spend(tenant: Tenant, price: Price, units: int, at: datetime, **fields: Any) -> None:
+    held = booked.hold(tenant, price, received_at=at, amount_pico=units * booked.UNIT_PICO)
+    booked.settle(held, **fields)
+
+
+def figures(page: str) -> str:
+    return " ".join(page.split())
+
+
+def test_the_month_has_its_spend_tokens_and_requests(alice: Person, vlm: Price) -> None:
+    spend(alice.tenant, vlm, 1200, LATE_ON_THE_LAST, tokens_out=4321)
+    rollups.recompute()
+    page = figures(alice.read(month="2026-03"))
+
+    assert "<dd>1,200.00 <small>TWD</small></dd>" in page
+    assert '<td class="n">4,321</td><td class="n">1,200.0000</td>' in page
+    assert '<th scope="row">2026-03-31</th>' in page
+
+
+def test_months_are_cut_at_local_midnight(alice: Person, vlm: Price) -> None:
+    spend(alice.tenant, vlm, 1, LATE_ON_THE_LAST)
+    spend(alice.tenant, vlm, 2, MIDNIGHT)
+    rollups.recompute()
+
+    assert "<dd>1.00 <small>" in alice.read(month="2026-03")
+    assert "<dd>2.00 <small>" in alice.read(month="2026-04")
+
+
+def test_it_says_until_when_the_ledger_was_read(alice: Person, vlm: Price) -> None:
+    spend(alice.tenant, vlm, 1, now())
+    assert "Nothing was used in this month" in alice.read()
+
+    rollups.recompute()
+    RollupMark.objects.update(recorded_until=datetime(2026, 3, 31, 16, 0, 5, tzinfo=UTC))
+    page = alice.read()
+    assert "As of 2026-04-01 00:00:05" in page
+    assert "<dd>1.00 <small>" in page
+
+
+def test_it_reads_rollups_only_and_as_often_for_many_as_for_one(alice: Person, vlm: Price) -> None:
+    spend(alice.tenant, vlm, 1, now())
+    rollups.recompute()
+    with CaptureQueriesContext(
+        connection,
+    ) as few:
+        alice.read()
+    for number in range(5):
+        team = Team.objects.create(
+            organization=alice.tenant.organization, name="T", slug=f"t{number}"
+        )
+        key, raw = ApiKey.mint(team, "k", by=None, at=now())
+        spend(Tenant(alice.tenant.organization, team, key, raw.secret), vlm, 1, now())
+    rollups.recompute()
+    with CaptureQueriesContext(connection) as many:
+        alice.read()
+
+    assert (
+        len(few) == len(many) == 9
+    )  # session, person, organization, first quarter; mark, days, three groups
+    assert not any(UsageRecord._meta.db_table in query["sql"] for query in many.captured_queries)
+
+
+def test_of_many_keys_those_are_shown_that_cost_most(
+    alice: Person, vlm: Price, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "ROWS_MAX", 1)
+    cheap, _ = ApiKey.mint(alice.tenant.team, "cheap", by=None, at=now())
+    spend(alice.tenant, vlm, 2, now())
+    spend(Tenant(alice.tenant.organization, alice.tenant.team, cheap, ""), vlm, 1, now())
+    rollups.recompute()
+    page = alice.read()
+
+    assert cheap.public_id not in page
+    assert "Only the one that cost most is shown" in page
+
+
+@pytest.mark.parametrize("month", ["2026-13", "march", "0001-01", "9999-12", "2026-03-01"])
+def test_what_is_no_month_is_not_found(alice: Person, month: str) -> None:
+    assert alice.status(alice.url(), month=month) == 404
+
+
+def test_every_month_since_the_first_usage_can_be_chosen(alice: Person, vlm: Price) -> None:
+    spend(alice.tenant, vlm, 1, LATE_ON_THE_LAST)
+    rollups.recompute()
+    page = alice.read()
+
+    assert "<option>2026-03</option>" in page
+    assert "<option>2026-02</option>" not in page
+
+
+def test_bars_stand_on_each_other_and_end_at_the_top() -> None:
+    drawn = chart([Column(1, "", [("a", 5), ("b", 15)]), Column(2, "", [("a", -3)])], str)
+
+    assert drawn.ticks == ["20", "10", "0"]
+    lower, upper = drawn.bars[0].segments
+    assert (lower.y, lower.height) == ("75.00%", "25.00%")
+    assert (upper.y, upper.height) == ("0.00%", "75.00%")
+    assert drawn.bars[1].segments == []
+
+
+@pytest.mark.parametrize("value", [0, 1, 10, 11, 999, 10**15 + 1])
+def test_the_top_of_an_axis_is_round_and_not_below_what_it_shows(value: int) -> None:
+    top = ceiling(value)
+
+    assert value <= top <= max(10, 5 * value)
+    assert str(top).rstrip("0") in ("1", "2", "5")
