@@ -68,6 +68,7 @@ def test_verify_says_that_all_is_right_or_what_is_not(issued: Invoice, tmp_path:
     forged.write_bytes(forged.read_bytes() + b"\n")
 
     assert said.startswith("✓")
+    assert run("invoice", "verify", "--all")[0].startswith("✓")
     with pytest.raises(CommandError, match="Not as it was issued"):
         run("invoice", "verify", str(issued.number), "--pdf", str(forged))
 
