@@ -30,7 +30,7 @@ PROCESSES = """
 DELIVERIES = """
     SELECT count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()),
            count(*) FILTER (WHERE next_attempt_at IS NULL AND delivered_at IS NULL)
-    FROM billing_alertdelivery
+    FROM billing_delivery
 """
 # A request's id begins with its time in milliseconds (UUIDv7), and is what the ledger is sorted by.
 RECENT = """
@@ -89,9 +89,9 @@ class Books(Collector):
     def _deliveries(self) -> Iterator[GaugeMetricFamily]:
         ((due, failed),) = _rows(DELIVERIES)
         yield _by(
-            "alert_deliveries",
+            "event_deliveries",
             "state",
-            "Alerts that wait to be sent, and those given up.",
+            "Events that wait to be sent, and those given up.",
             {"due": due, "failed": failed},
         )
 

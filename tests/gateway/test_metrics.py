@@ -9,7 +9,8 @@ from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from billing import reconciliation
-from billing.alerts import Alert, AlertDelivery
+from billing.alerts import Alert
+from billing.events import Delivery, Event, EventType
 from billing.models import GatewayProcess, Price
 from gateway.request_ids import new_request_id
 from tests import factories
@@ -104,13 +105,20 @@ def test_processes_that_live_and_those_that_fell_silent() -> None:
 def test_alerts_that_wait_and_those_given_up(tenant: Tenant) -> None:
     stands = budget(tenant, limit_micro=10**12)
     for medium, next_attempt_at in (("email", datetime.now(UTC)), ("webhook", None)):
-        AlertDelivery.objects.create(
-            alert=alert(stands), medium=medium, next_attempt_at=next_attempt_at
+        told = alert(stands)
+        event = Event.objects.create(
+            organization=tenant.organization,
+            type=EventType.BUDGET_OVERAGE,
+            subject=f"alert {told.pk}",
+            data={},
+            alert=told,
+            happened_at=told.raised_at,
         )
+        Delivery.objects.create(event=event, medium=medium, next_attempt_at=next_attempt_at)
 
     figures = scrape()
 
-    assert (figures["alert_deliveries", "due"], figures["alert_deliveries", "failed"]) == (1, 1)
+    assert (figures["event_deliveries", "due"], figures["event_deliveries", "failed"]) == (1, 1)
 
 
 def test_recent_requests_by_their_status(tenant: Tenant, price: Price) -> None:
