@@ -71,7 +71,8 @@ class Command(console.NounCommand):
         preview.add_argument("--json", action="store_true")
         preview.set_defaults(act=self.preview)
         verify = verbs.add_parser("verify", help="recompute an invoice from the ledger")
-        verify.add_argument("number", nargs="+")
+        verify.add_argument("number", nargs="*")
+        verify.add_argument("--all", action="store_true", help="every invoice, in their order")
         verify.add_argument("--pdf", type=Path, help="a file that somebody has, to compare")
         verify.set_defaults(act=self.verify)
         export = verbs.add_parser("export", help="write an invoice to a file or to stdout")
@@ -162,11 +163,11 @@ class Command(console.NounCommand):
         else:
             self._print(snapshot)
 
-    def verify(self, *, number: list[str], pdf: Path | None, **_: Any) -> None:
+    def verify(self, *, number: list[str], all: bool, pdf: Path | None, **_: Any) -> None:
         given = pdf.read_bytes() if pdf else None
+        issued = Invoice.objects.filter(number__isnull=False).order_by("issuer", "year", "serial")
         wrong = []
-        for each in number:
-            invoice = _issued(each)
+        for invoice in issued.iterator() if all else map(_issued, number):
             findings = verification.verify(invoice, pdf=given)
             for finding in findings:
                 self.stdout.write(f"✗ {invoice}: {finding}")
