@@ -1,0 +1,225 @@
+"""The dashboard in a real browser, served by the real gateway: headless Chromium, at two widths, in two languages.
+
+With SCREENSHOTS=directory it leaves a picture of every page there.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.test import override_settings
+from django.utils.timezone import now
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from billing import rollups
+from billing.models import Price
+from tests import booked, factories
+from tests.dashboard.conftest import PASSWORD, Person, person
+from tests.door import serving
+from tests.factories import Tenant
+from tests.invoiced import MARCH, issue, use
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+WIDTHS = {"wide": 1280, "narrow": 390}
+DAYS = 12
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="there is no chromium here (Debian: apt install chromium)"
+    ),
+]
+
+
+def book(tenant: Tenant, price: Price, at: datetime, number: int) -> None:
+    """Book a request, each a little different."""
+    text, image, out = 180 + 37 * (number % 11), 1601 * (number % 5), 60 + 53 * (number % 7)
+    amount = text * price.text_in_micro + image * price.image_in_micro + out * price.out_micro
+    held = booked.hold(tenant, price, received_at=at, amount_pico=2 * amount, tokens_in_text=text)
+    broken = {"status": "client_closed", "policy": "delivered"} if number % 9 == 4 else {}
+    booked.settle(
+        held,
+        tokens_in_image=image,
+        tokens_out=out,
+        amount_pico=amount,
+        counted_prompt=text + image,
+        upstream_prompt=text + image,
+        upstream_out=out,
+        canvases=["jpeg 1170x2532 1x3"] * (image > 0),
+        finished_at=at + timedelta(seconds=4),
+        **broken,
+    )
+
+
+@pytest.fixture(scope="module")
+def alice(django_db_setup: None, django_db_blocker: Any) -> Iterator[Person]:
+    """Alice's organization with two weeks of usage, budgets and an invoice, committed for the gateway to see."""
+    with django_db_blocker.unblock():
+        found = person(factories.tenant("alice"))
+        found.tenant.organization.name = "北極星實驗室 Polaris"
+        found.tenant.organization.save(update_fields=["name"])
+        prices = [factories.price(factories.unique(word)) for word in ("vision-11b", "text-small")]
+        use(found.tenant, prices[0], MARCH.start)
+        issue(found.tenant)
+        end = now()
+        for number in range(DAYS * 6):
+            book(found.tenant, prices[number % 3 == 0], end - timedelta(hours=4 * number), number)
+        booked.budget(found.tenant, limit_micro=20_000_000, name="Everything")
+        booked.budget(found.tenant, level="team", limit_micro=9_000_000, limit_tokens=800_000)
+        booked.hold(found.tenant, prices[0])
+        rollups.recompute()
+        yield found
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def url(alice: Person, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The gateway's address, with the pages' files collected."""
+    directory = tmp_path_factory.mktemp("pages")
+    with override_settings(STATIC_ROOT=str(directory / "static")):
+        call_command("collectstatic", interactive=False, verbosity=0)
+    with serving(directory, TESSERA_STATIC_ROOT=str(directory / "static")) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(url: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=WIDTHS)
+def width(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def page(browser: Browser, url: str, width: str) -> Iterator[Page]:
+    """A fresh browser of that width, without JavaScript, that must meet no fault in what it loads."""
+    context = browser.new_context(
+        base_url=url,
+        viewport={"width": WIDTHS[width], "height": 900},
+        locale="en-US",
+        java_script_enabled=False,
+    )
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("requestfailed", lambda request: faults.append(request.url))
+    yield page
+    context.close()
+    assert faults == []
+
+
+def sign_in(page: Page, person: Person) -> None:
+    page.goto("/")
+    page.get_by_label("Name").fill(person.user.username)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def picture(page: Page, name: str) -> None:
+    if directory := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)
+
+
+def test_a_person_walks_through_all_pages(page: Page, alice: Person, width: str) -> None:
+    page.goto("/")
+    picture(page, f"{width}-en-sign-in")
+    sign_in(page, alice)
+    expect(page).to_have_url(f"{page.url.split('/o/')[0]}{alice.url()}")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Overview")
+    expect(page.get_by_role("table")).to_have_count(4)
+    expect(page.locator("svg[role=img] rect").first).to_be_visible()
+    picture(page, f"{width}-en-overview")
+
+    page.get_by_role("link", name="Budgets").click()
+    expect(page.locator(".gauge")).to_have_count(3)
+    picture(page, f"{width}-en-budgets")
+
+    page.get_by_role("link", name="Usage", exact=True).click()
+    page.get_by_label("Status").select_option("client_closed")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.locator("tbody .badge").first).to_have_text("Client left early")
+    expect(page.locator("tbody .good")).to_have_count(0)
+    page.get_by_role("link", name="Show all").click()
+    picture(page, f"{width}-en-usage")
+    page.get_by_role("link", name="Older").click()
+    page.locator("tbody th a").nth(2).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Receipt")
+    picture(page, f"{width}-en-receipt")
+
+    page.get_by_role("link", name="Invoices").click()
+    expect(page.get_by_role("link", name="PDF")).to_be_visible()
+    picture(page, f"{width}-en-invoices")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+
+
+def test_the_language_switch_keeps_the_page(page: Page, alice: Person, width: str) -> None:
+    page.goto("/sign-in/")
+    page.get_by_role("button", name="繁體中文").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("登入")
+    picture(page, f"{width}-zh-sign-in")
+    page.get_by_role("button", name="English").click()
+    sign_in(page, alice)
+    page.get_by_role("button", name="繁體中文").click()
+
+    expect(page.locator("html")).to_have_attribute("lang", "zh-hant")
+    for name, link in (
+        ("overview", "總覽"),
+        ("budgets", "預算"),
+        ("usage", "用量"),
+        ("invoices", "帳單"),
+    ):
+        page.get_by_role("link", name=link, exact=True).click()
+        expect(page.locator("nav [aria-current]")).to_have_text(link)
+        picture(page, f"{width}-zh-{name}")
+    page.get_by_role("link", name="用量", exact=True).click()
+    page.locator("tbody th a").first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("明細")
+    picture(page, f"{width}-zh-receipt")
+
+
+def test_no_page_is_wider_than_the_screen(page: Page, alice: Person, width: str) -> None:
+    sign_in(page, alice)
+
+    for path in ("", "budgets/", "usage/", "invoices/"):
+        page.goto(alice.url(path))
+        box = page.locator("main").bounding_box()
+        assert box is not None
+        assert box["width"] <= WIDTHS[width]
+        head = page.locator("header").bounding_box()
+        assert head is not None
+        assert head["width"] == WIDTHS[width]
+
+
+def test_the_keyboard_reaches_the_content_first(page: Page, alice: Person) -> None:
+    sign_in(page, alice)
+    page.keyboard.press("Tab")
+
+    skip = page.get_by_role("link", name="Skip to the content")
+    expect(skip).to_be_focused()
+    expect(skip).to_be_in_viewport()
+
+
+def test_dark_is_dark(browser: Browser, url: str, alice: Person) -> None:
+    context = browser.new_context(
+        base_url=url, color_scheme="dark", viewport={"width": 1280, "height": 900}
+    )
+    page = context.new_page()
+    sign_in(page, alice)
+    expect(page.locator("body")).to_have_css("background-color", "rgb(18, 23, 22)")
+    picture(page, "wide-dark-overview")
+    page.goto(alice.url("budgets/"))
+    picture(page, "wide-dark-budgets")
+    context.close()
