@@ -2,7 +2,7 @@
 
 For each line on its standard input, a moment, seeds, and ids of organizations, it forks a worker for each seed, which
 takes every step that is due for them. It says their process ids, and then how each ended: 0, or minus the signal.
-With a seed other than 0 a worker rolls every fifth step back, and tries again.
+Each takes them in an order of its own. With a seed above 0 a worker rolls every fifth step back, and tries again.
 """
 
 import os
@@ -38,11 +38,10 @@ def main() -> None:
 
 def _work(at: datetime, seed: int, organizations: list[int]) -> None:
     chance = random.Random(seed)
-    if seed:
-        chance.shuffle(organizations)
+    chance.shuffle(organizations)
     rollups.recompute()
     for organization_id in organizations:
-        while seed and chance.random() < ROLLED_BACK_SHARE:
+        while seed > 0 and chance.random() < ROLLED_BACK_SHARE:
             with transaction.atomic():
                 invoicing.advance(organization_id, at)
                 transaction.set_rollback(True)

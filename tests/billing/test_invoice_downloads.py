@@ -130,6 +130,14 @@ def test_the_hash_survives_jsonb_and_nothing_else() -> None:
     assert snapshots.sha256(msgspec.structs.replace(drawn, reason="x")) != snapshots.sha256(drawn)
 
 
+def test_what_is_hashed_is_what_anybody_can_make_of_the_json() -> None:
+    drawn = snapshot(language="zh-hant")
+    plain = json.loads(snapshots.canonical(drawn))
+    compact = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    assert compact.encode() == snapshots.canonical(drawn)
+
+
 def test_a_field_too_many_is_no_snapshot() -> None:
     with pytest.raises(msgspec.ValidationError):
         snapshots.from_json(snapshots.to_json(snapshot()) | {"more": 1})

@@ -146,7 +146,7 @@ def test_a_changed_pdf_is_found(issued: Invoice) -> None:
     )
 
     (finding,) = found(issued)
-    assert finding.startswith("PDF: the kept file")
+    assert finding.startswith("PDF: the kept file has the hash")
 
 
 def test_a_pdf_that_was_changed_with_its_hash_is_found(issued: Invoice) -> None:
