@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dashboard.figures import percent
 
-STEPS = (1, 2, 5)
+STEPS = (1, 2, 3, 4, 5, 6, 8)
 LABELLED_DAYS = 5  # every fifth day has its number
 
 

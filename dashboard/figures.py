@@ -31,6 +31,16 @@ def amount(amount_pico: int, decimals: int = SHOWN_DECIMALS) -> str:
     return f"{sign}{whole:,}.{rest:0{decimals}d}" if decimals else f"{sign}{whole:,}"
 
 
+def decimals(amount_pico: int) -> int:
+    """Return how many decimals show the amount exactly, at least two.
+
+    >>> decimals(96_060_000_000), decimals(10**12)
+    (5, 2)
+    """
+    plain = f"{abs(amount_pico) % 10**PICO_DECIMALS:0{PICO_DECIMALS}d}".rstrip("0")
+    return max(2, len(plain))
+
+
 def headline(amount_pico: int) -> str:
     """Return the amount in as few decimals as say something.
 

@@ -12,6 +12,7 @@ from django.db.models import Q, QuerySet
 
 from billing.models import Price, UsageKind, UsageRecord, UsageStatus
 from billing.rating import PICO_PER_MICRO, Kind
+from dashboard import figures
 from gateway.models import Model
 from tenants.models import ApiKey, Organization, Team
 
@@ -118,6 +119,12 @@ class Receipt:
     record: UsageRecord
     lines: Sequence[Line]
     adjustments: Sequence[UsageRecord]
+
+    @property
+    def decimals(self) -> int:
+        """How many decimals show every amount of it exactly."""
+        amounts = [self.record.amount_pico, *(line.amount_pico for line in self.lines)]
+        return max(map(figures.decimals, amounts))
 
     @property
     def adds_up(self) -> bool:
