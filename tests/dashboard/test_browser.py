@@ -214,6 +214,9 @@ def test_no_page_is_wider_than_the_screen(page: Page, alice: Person, width: str)
 
 def test_the_keyboard_reaches_the_content_first(page: Page, alice: Person) -> None:
     sign_in(page, alice)
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    page.bring_to_front()
     page.keyboard.press("Tab")
 
     skip = page.get_by_role("link", name="Skip to the content")
