@@ -157,7 +157,7 @@ def test_a_person_walks_through_all_pages(page: Page, alice: Person, width: str)
 
     page.locator("nav").get_by_role("link", name="Usage", exact=True).click()
     page.get_by_label("Status").select_option("client_closed")
-    page.get_by_role("button", name="Filter").click()
+    page.get_by_role("button", name="Apply the filter").click()
     expect(page.locator("tbody .badge").first).to_have_text("Client left early")
     expect(page.locator("tbody .good")).to_have_count(0)
     page.get_by_role("link", name="Show all").click()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from django.test import Client
+from django.utils import translation
 
 from billing.models import Price, UsageSource, UsageStatus
 from dashboard.wording import WORDS
@@ -83,3 +84,11 @@ def test_pages_are_whole_in_both_languages(alice: Person, page: str) -> None:
     assert "Sign out" in english
     assert "Sign out" not in chinese
     assert chinese.count("<h1>") == english.count("<h1>") == 1
+
+
+def test_no_other_app_translates_our_words_first() -> None:
+    """Apps that are listed earlier win: a word that they have too needs another one here."""
+    with translation.override("zh-hant"):
+        shown = {word: translation.gettext(word) for word in entries() if "\x04" not in word}
+
+    assert {word: text for word, text in shown.items() if text != entries()[word]} == {}
