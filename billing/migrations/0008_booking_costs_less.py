@@ -1,4 +1,4 @@
-"""Booking costs less: no index that nothing reads, and batches that have room are booked as one.
+"""Booking costs less: no index that nothing reads, and a batch that no budget stands over is booked as one.
 
 Measured with batches of eight and no budget: 170 µs of PostgreSQL's CPU a hold before, see docs/benchmarks.md.
 """
@@ -8,8 +8,8 @@ from django.db import migrations, models
 
 import billing.models
 
-# outcome: 'held', or a JSON object that says why not. Most batches need no look at single holds: nobody has a budget
-# over them, or every budget has room for all of them together. Else they are taken one after the other.
+# outcome: 'held', or a JSON object that says why not. Where nobody has a budget, no hold needs a look of its own; else
+# they are taken one after the other.
 RESERVE = """
 CREATE OR REPLACE FUNCTION billing_reserve_batch(rows json)
 RETURNS TABLE (request_id uuid, outcome text) LANGUAGE plpgsql AS $$
