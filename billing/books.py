@@ -5,20 +5,25 @@ Every query is one statement, and so one snapshot: it may run at any time, under
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from django.conf import settings
 from django.db import connection
 
 from billing import rollups
+from billing.periods import Period
 
 EXAMPLES_MAX = 10
 REAP_SLACK_S = 60  # the reaper comes every ten seconds
 
-# The organizations that are looked at: one, or all.
-SCOPE = "(%(organization)s::bigint IS NULL OR {table}.organization_id = %(organization)s)"
-IN_USAGE = SCOPE.format(table="u")
-IN_HOLDS = SCOPE.format(table="h")
-IN_BUDGETS = SCOPE.format(table="b")
+# What is looked at: one organization or all, and what is billed in one period or ever. Holds are always of now.
+OF = "(%(organization)s::bigint IS NULL OR {table}.organization_id = %(organization)s)"
+BILLED = OF + " AND {table}.{instant} >= %(start)s AND {table}.{instant} < %(end)s"
+IN_USAGE = BILLED.format(table="u", instant="billed_at")
+IN_ADJUSTMENTS = BILLED.format(table="a", instant="billed_at")
+IN_ROLLUPS = BILLED.format(table="r", instant="bucket")
+IN_HOLDS = OF.format(table="h")
+IN_WINDOWS = f"{OF.format(table='b')} AND w.starts_at < %(end)s AND (w.ends_at IS NULL OR w.ends_at > %(start)s)"
 
 TOKENS = "tokens_in_text + tokens_in_image + tokens_in_cached + tokens_out"
 
@@ -33,10 +38,6 @@ def _rated(policy: str, text: str, image: str, cached: str, out: str) -> str:
             + p.request_micro::numeric * 1000000 END"""
 
 
-def _columns(table: str, names: str) -> str:
-    return ", ".join(f"{table}.{name}" for name in names.split(", "))
-
-
 RATED_USAGE = _rated(
     "u.policy", "u.tokens_in_text", "u.tokens_in_image", "u.tokens_in_cached", "u.tokens_out"
 )
@@ -46,9 +47,9 @@ RATED_TRUTH = _rated(
 )
 
 RATED_ROLLUP = """
-    (u.billed_in_text::numeric * p.text_in_micro + u.billed_in_image::numeric * p.image_in_micro
-     + u.billed_in_cached::numeric * p.cached_in_micro + u.billed_out::numeric * p.out_micro
-     + u.billed_requests::numeric * p.request_micro * 1000000)
+    (r.billed_in_text::numeric * p.text_in_micro + r.billed_in_image::numeric * p.image_in_micro
+     + r.billed_in_cached::numeric * p.cached_in_micro + r.billed_out::numeric * p.out_micro
+     + r.billed_requests::numeric * p.request_micro * 1000000)
 """
 
 WINDOW_SUMS = f"""
@@ -60,14 +61,18 @@ WINDOW_SUMS = f"""
     JOIN billing_budget b ON b.id = w.budget_id
     LEFT JOIN (
         SELECT s.id, sum(u.amount_pico) AS pico, sum({TOKENS}) AS tokens
-        FROM billing_usagerecord u, unnest(u.window_ids) s (id) WHERE {IN_USAGE} GROUP BY s.id
+        FROM billing_usagerecord u, unnest(u.window_ids) s (id)
+        WHERE {OF.format(table="u")} AND u.recorded_at >= (
+            SELECT min(w.starts_at) FROM billing_budgetwindow w JOIN billing_budget b ON b.id = w.budget_id
+            WHERE {IN_WINDOWS})
+        GROUP BY s.id
     ) booked ON booked.id = w.id
     LEFT JOIN (
         SELECT s.id, sum(s.pico) AS pico, sum(s.tokens) AS tokens
         FROM billing_hold h, unnest(h.window_ids, h.window_pico, h.window_tokens) s (id, pico, tokens)
         WHERE {IN_HOLDS} GROUP BY s.id
     ) held ON held.id = w.id
-    WHERE {IN_BUDGETS}
+    WHERE {IN_WINDOWS}
 """
 
 # Why a window may stand over its limit, and by how much at most. A change of the budget excuses any amount.
@@ -109,7 +114,7 @@ OVERRUNS = f"""
         FROM billing_hold h, unnest(h.window_ids, h.window_pico, h.window_tokens) s (id, pico, tokens)
         WHERE s.id = w.id AND h.held_at < w.opened_at
     ) early ON true
-    WHERE {IN_BUDGETS}
+    WHERE {IN_WINDOWS}
       AND (w.spent_pico + w.held_pico > b.limit_micro::numeric * 1000000
            OR w.spent_tokens + w.held_tokens > b.limit_tokens)
 """
@@ -130,8 +135,8 @@ ROLLUPS = f"""
     SELECT coalesce(l.organization_id, r.organization_id) AS organization_id, coalesce(l.bucket, r.bucket) AS bucket,
            r.amount_pico AS is_pico, l.amount_pico AS should_pico
     FROM ({rollups.LEDGER.format(source="billing_usagerecord u", condition=IN_USAGE)}) l
-    FULL JOIN (SELECT * FROM billing_rollup u WHERE {IN_USAGE}) r USING ({rollups.KEYS})
-    WHERE ({_columns("l", rollups.SUMS)}) IS DISTINCT FROM ({_columns("r", rollups.SUMS)})
+    FULL JOIN (SELECT * FROM billing_rollup r WHERE {IN_ROLLUPS}) r USING ({rollups.KEYS})
+    WHERE ({rollups.columns("l", rollups.SUMS)}) IS DISTINCT FROM ({rollups.columns("r", rollups.SUMS)})
 """
 RECOMPUTED_UNTIL = f"""
     coalesce((SELECT recorded_until FROM billing_rollupmark) - interval '{rollups.OVERLAP_S} seconds', '-infinity')
@@ -157,7 +162,7 @@ INVARIANTS: dict[str, tuple[str, str]] = {
         "no budget window holds less than nothing",
         f"""SELECT format('window %%s: %%s pico-units, %%s tokens', w.id, held_pico, held_tokens) AS example
             FROM billing_budgetwindow w JOIN billing_budget b ON b.id = w.budget_id
-            WHERE (held_pico < 0 OR held_tokens < 0) AND {IN_BUDGETS}""",
+            WHERE (held_pico < 0 OR held_tokens < 0) AND {IN_WINDOWS}""",
     ),
     "window_is_within_its_limit": (
         "spent and held together are within the budget, but for overage, late truths, released holds, "
@@ -193,7 +198,7 @@ INVARIANTS: dict[str, tuple[str, str]] = {
             FROM billing_usagerecord a
             LEFT JOIN billing_usagerecord u ON u.request_id = a.adjusts_id AND u.kind = 'usage'
                 AND u.status = 'expired' AND u.key_id = a.key_id AND u.price_id = a.price_id
-            WHERE a.kind = 'adjustment' AND u.request_id IS NULL AND {SCOPE.format(table="a")}""",
+            WHERE a.kind = 'adjustment' AND u.request_id IS NULL AND {IN_ADJUSTMENTS}""",
     ),
     "adjusted_once": (
         "an estimate is corrected once at most",
@@ -210,7 +215,7 @@ INVARIANTS: dict[str, tuple[str, str]] = {
                 u.tokens_in_cached + a.tokens_in_cached, u.tokens_out + a.tokens_out) AS fewest,
                 u.tokens_in_text + a.tokens_in_text + u.tokens_in_image + a.tokens_in_image
                 + u.tokens_in_cached + a.tokens_in_cached + u.tokens_out + a.tokens_out AS all_of_them) truth
-            WHERE a.kind = 'adjustment' AND {IN_USAGE}
+            WHERE a.kind = 'adjustment' AND {IN_ADJUSTMENTS}
               AND (truth.fewest < 0 OR u.amount_pico + a.amount_pico <>
                    CASE WHEN truth.all_of_them = 0 AND u.amount_pico + a.amount_pico = 0 THEN 0
                    ELSE {RATED_TRUTH} END)""",
@@ -256,12 +261,12 @@ INVARIANTS: dict[str, tuple[str, str]] = {
         "what is booked or held counts in windows of its own organization, team and key only",
         f"""SELECT format('%%s in window %%s', row.request_id, row.window_id) AS example
             FROM (
-                SELECT request_id, organization_id, team_id, key_id, s.id AS window_id
+                SELECT request_id, organization_id, team_id, key_id, recorded_at, s.id AS window_id
                 FROM billing_usagerecord u, unnest(window_ids) s (id) WHERE {IN_USAGE}
                 UNION ALL
-                SELECT request_id, organization_id, team_id, key_id, s.id
+                SELECT request_id, organization_id, team_id, key_id, held_at, s.id
                 FROM billing_hold h, unnest(window_ids) s (id) WHERE {IN_HOLDS}) row
-            LEFT JOIN billing_budgetwindow w ON w.id = row.window_id
+            LEFT JOIN billing_budgetwindow w ON w.id = row.window_id AND w.starts_at <= row.recorded_at
             LEFT JOIN billing_budget b ON b.id = w.budget_id
                 AND b.organization_id = row.organization_id AND (b.team_id IS NULL OR b.team_id = row.team_id)
                 AND (b.key_id IS NULL OR b.key_id = row.key_id)
@@ -279,10 +284,10 @@ INVARIANTS: dict[str, tuple[str, str]] = {
     ),
     "rollups_are_rated": (
         "each rollup costs what its billed tokens and requests cost at its price",
-        f"""SELECT format('organization %%s from %%s: %%s pico-units', u.organization_id, u.bucket, u.amount_pico)
+        f"""SELECT format('organization %%s from %%s: %%s pico-units', r.organization_id, r.bucket, r.amount_pico)
                 AS example
-            FROM billing_rollup u JOIN billing_price p ON p.id = u.price_id
-            WHERE {IN_USAGE} AND u.amount_pico <> {RATED_ROLLUP}""",
+            FROM billing_rollup r JOIN billing_price p ON p.id = r.price_id
+            WHERE {IN_ROLLUPS} AND r.amount_pico <> {RATED_ROLLUP}""",
     ),
     "billed_in_an_open_period": (
         "a usage record is billed when it was received, or later if that period was closed",
@@ -315,32 +320,42 @@ class Overrun:
     reasons: tuple[str, ...]
 
 
-def check(organization_id: int | None = None) -> list[Violation]:
-    """Return every invariant that is broken, of one organization or of all."""
+def check(organization_id: int | None = None, period: Period | None = None) -> list[Violation]:
+    """Return every invariant that is broken, of one organization or of all.
+
+    Of a period: among the records that are billed in it, and the budget windows that overlap it. It must begin and end
+    with a quarter of an hour. Without one everything that was ever booked is read.
+    """
+    scope = _scope(organization_id, period)
     return [
         violation
         for name, (promise, query) in INVARIANTS.items()
-        if (violation := _check(name, promise, query, organization_id)) is not None
+        if (violation := _check(name, promise, query, scope)) is not None
     ]
 
 
 def overruns(organization_id: int | None = None) -> list[Overrun]:
     """Return the windows that stand over their limits, explained or not."""
     with connection.cursor() as cursor:
-        cursor.execute(f"{OVERRUNS} ORDER BY w.id", {"organization": organization_id})
+        cursor.execute(f"{OVERRUNS} ORDER BY w.id", _scope(organization_id, None))
         assert cursor.description is not None
         names = [column.name for column in cursor.description]
         return [_overrun(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
 
 
-def _check(name: str, promise: str, query: str, organization_id: int | None) -> Violation | None:
+def _scope(organization_id: int | None, period: Period | None) -> dict[str, Any]:
+    return {
+        "organization": organization_id,
+        "start": period.start if period else "-infinity",
+        "end": period.end if period else "infinity",
+        "reap_s": settings.REAP_AFTER_S + REAP_SLACK_S,
+    }
+
+
+def _check(name: str, promise: str, query: str, scope: dict[str, Any]) -> Violation | None:
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT count(*) OVER (), example FROM ({query}) broken LIMIT {EXAMPLES_MAX}",
-            {
-                "organization": organization_id,
-                "reap_s": settings.REAP_AFTER_S + REAP_SLACK_S,
-            },
+            f"SELECT count(*) OVER (), example FROM ({query}) broken LIMIT {EXAMPLES_MAX}", scope
         )
         rows = cursor.fetchall()
     if not rows:

@@ -1,12 +1,13 @@
 """Rollups: what was used and billed in each quarter of an hour, by team, key, model and price.
 
-Recomputed, never incremented: a run finds the quarters that were booked in since the last run, and makes their rows
+Recomputed, never incremented: a run finds the buckets that were booked in since the last run, and makes their rows
 what the ledger says. So it may run twice, at once, or be killed anywhere: the next one gives the same rows. It needs
-little memory, however much was booked: one organization and ten of its days at a time.
+little memory, however much was booked: what was written in some hours, a thousand buckets at a time.
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 BUCKET = timedelta(minutes=15)
 # A record is dated before its commit; no statement that books outlives the database's silence limit by this much.
 OVERLAP_S = 300
-BUCKETS_AT_ONCE_MAX = 960  # ten days of an organization in one transaction
+BUCKETS_AT_ONCE_MAX = 1000  # in one transaction
+WRITTEN_AT_ONCE_MAX = timedelta(hours=6)  # that are caught up with before it is written down
 
 BILLED = {
     Kind.TEXT_IN: "billed_in_text",
@@ -38,6 +40,11 @@ SUMS = (
     "billed_in_text, billed_in_image, billed_in_cached, billed_out, amount_pico"
 )
 BIN = "date_bin('15 minutes', u.billed_at, 'epoch')"
+
+
+def columns(table: str, names: str) -> str:
+    """Return the names, which a comma and a space part, as columns of the table."""
+    return ", ".join(f"{table}.{name}" for name in names.split(", "))
 
 
 def _billed(column: str, share: str = "input") -> str:
@@ -78,87 +85,105 @@ LEDGER = f"""
     GROUP BY u.organization_id, {BIN}, u.team_id, u.key_id, u.model_name, u.price_id, u.billed_at > u.received_at
 """
 
+WANTED = "unnest(%(organizations)s::bigint[], %(starts)s::timestamptz[]) wanted (organization_id, bucket)"
+# A lateral look-up for each bucket: joined otherwise, every record may be compared with every bucket.
 OF_BUCKETS = LEDGER.format(
-    source="""unnest(%(buckets)s::timestamptz[]) wanted (bucket)
-        JOIN billing_usagerecord u ON u.organization_id = %(organization)s
-            AND u.billed_at >= wanted.bucket AND u.billed_at < wanted.bucket + interval '15 minutes'""",
-    condition="u.billed_at >= %(first)s AND u.billed_at < %(until)s",
+    source=f"""{WANTED}
+        CROSS JOIN LATERAL (
+            SELECT * FROM billing_usagerecord r
+            WHERE r.organization_id = wanted.organization_id
+              AND r.billed_at >= wanted.bucket AND r.billed_at < wanted.bucket + interval '15 minutes' OFFSET 0) u""",
+    condition="true",
 )
-# NOT IN, of columns that are never null: PostgreSQL hashes it, where it would loop over NOT EXISTS.
+# Compared by a full join, which PostgreSQL hashes or sorts however many rows it expects.
 REPLACE = f"""
-    WITH fresh AS MATERIALIZED ({OF_BUCKETS}),
-    gone AS (
-        DELETE FROM billing_rollup r
-        WHERE r.organization_id = %(organization)s AND r.bucket = ANY(%(buckets)s::timestamptz[])
-          AND ({KEYS}) NOT IN (SELECT {KEYS} FROM fresh)
-        RETURNING 1),
+    WITH changed AS MATERIALIZED (
+        SELECT r.id, l.organization_id IS NULL AS is_gone, {KEYS}, {columns("l", SUMS)}
+        FROM ({OF_BUCKETS}) l
+        FULL JOIN (
+            SELECT * FROM {WANTED} JOIN billing_rollup USING (organization_id, bucket)) r USING ({KEYS})
+        WHERE ({columns("l", SUMS)}) IS DISTINCT FROM ({columns("r", SUMS)})),
+    gone AS (DELETE FROM billing_rollup r USING changed c WHERE c.is_gone AND r.id = c.id),
     written AS (
-        INSERT INTO billing_rollup AS r ({KEYS}, {SUMS}) SELECT {KEYS}, {SUMS} FROM fresh
-        ON CONFLICT ({KEYS}) DO UPDATE
-        SET ({SUMS}) = ROW ({", ".join(f"EXCLUDED.{name}" for name in SUMS.split(", "))})
-        WHERE ({", ".join(f"r.{name}" for name in SUMS.split(", "))})
-              IS DISTINCT FROM ({", ".join(f"EXCLUDED.{name}" for name in SUMS.split(", "))})
-        RETURNING 1)
-    SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM written)
+        INSERT INTO billing_rollup ({KEYS}, {SUMS}) SELECT {KEYS}, {SUMS} FROM changed WHERE NOT is_gone
+        ON CONFLICT ({KEYS}) DO UPDATE SET ({SUMS}) = ROW ({columns("EXCLUDED", SUMS)}))
+    SELECT count(*) FROM changed
 """
 
-# Since when the ledger is to be read: NULL for all of it.
-SINCE = f"""
-    SELECT clock_timestamp(), (SELECT recorded_until FROM billing_rollupmark) - interval '{OVERLAP_S} seconds'
+# The instants between which the ledger was written to and the rollups may not know it: all of it if there is no mark.
+UNKNOWN = f"""
+    SELECT coalesce((SELECT recorded_until FROM billing_rollupmark) - interval '{OVERLAP_S} seconds',
+                    (SELECT min(recorded_at) FROM billing_usagerecord)), clock_timestamp()
 """
-TOUCHED_ORGANIZATIONS = """
-    SELECT organization_id FROM billing_usagerecord
-    WHERE %(since)s::timestamptz IS NULL OR recorded_at >= %(since)s
-    UNION SELECT organization_id FROM billing_rollup WHERE %(since)s::timestamptz IS NULL
-    ORDER BY 1
+WRITTEN_BETWEEN = f"""
+    SELECT DISTINCT u.organization_id, {BIN} FROM billing_usagerecord u
+    WHERE u.recorded_at >= %(since)s AND u.recorded_at < %(until)s ORDER BY 1, 2
 """
-TOUCHED_BUCKETS = f"""
-    SELECT {BIN} FROM billing_usagerecord u
-    WHERE organization_id = %(organization)s AND (%(since)s::timestamptz IS NULL OR recorded_at >= %(since)s)
-    UNION SELECT bucket FROM billing_rollup
-    WHERE %(since)s::timestamptz IS NULL AND organization_id = %(organization)s
-    ORDER BY 1
+ORGANIZATIONS = """
+    SELECT id FROM tenants_organization UNION SELECT organization_id FROM billing_rollup ORDER BY 1
+"""
+OF_ORGANIZATION = f"""
+    SELECT u.organization_id, {BIN} FROM billing_usagerecord u WHERE organization_id = %(organization)s
+    UNION SELECT organization_id, bucket FROM billing_rollup WHERE organization_id = %(organization)s
+    ORDER BY 1, 2
 """
 MARK = """
     INSERT INTO billing_rollupmark AS mark (id, recorded_until) VALUES (1, %s)
     ON CONFLICT (id) DO UPDATE SET recorded_until = greatest(mark.recorded_until, EXCLUDED.recorded_until)
 """
-# Those who recompute one organization do so one after the other, each with a snapshot of its own.
-LOCK = "SELECT pg_advisory_xact_lock(hashtext('billing_rollup'), %s)"
+# Those who recompute one organization do so one after the other, each with a snapshot of its own; all take several
+# in the same order.
+LOCK = """
+    SELECT pg_advisory_xact_lock(hashtext('billing_rollup'), locked.id)
+    FROM (SELECT DISTINCT mod(unnest(%s::bigint[]), 2147483648)::integer AS id ORDER BY 1) locked
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A quarter of an hour of an organization."""
+
+    organization_id: int
+    start: datetime
 
 
 def recompute(*, everything: bool = False) -> int:
     """Make the rollups what the ledger says, where it was written to since the last run; or everywhere.
 
-    Returns how many rows changed. Safe at any time, any number of times at once.
+    Returns how many rows changed. Safe at any time, any number of times at once. One that was interrupted goes on where
+    it was, not from the beginning.
     """
-    until, since = _one(SINCE)
-    since = None if everything else since
+    since, until = _instants()
     changed = 0
-    for organization_id in _column(TOUCHED_ORGANIZATIONS, {"since": since}):
-        wanted = {"since": since, "organization": organization_id}
-        buckets = _column(TOUCHED_BUCKETS, wanted)
-        for start in range(0, len(buckets), BUCKETS_AT_ONCE_MAX):
-            changed += replace(organization_id, buckets[start : start + BUCKETS_AT_ONCE_MAX])
-    with connection.cursor() as cursor:
-        cursor.execute(MARK, [until])
+    if everything:
+        for organization in _rows(ORGANIZATIONS, {}):
+            changed += replace_all(_buckets(OF_ORGANIZATION, {"organization": organization[0]}))
+        since = until
+    while since is not None and since < until:
+        end = min(since + WRITTEN_AT_ONCE_MAX, until)
+        changed += replace_all(_buckets(WRITTEN_BETWEEN, {"since": since, "until": end}))
+        _mark(end)
+        since = end
+    _mark(until)
     return changed
 
 
+def replace_all(buckets: Sequence[Bucket]) -> int:
+    """Make the rows of these buckets what the ledger says, some at a time. Returns how many changed."""
+    return sum(
+        replace(buckets[start : start + BUCKETS_AT_ONCE_MAX])
+        for start in range(0, len(buckets), BUCKETS_AT_ONCE_MAX)
+    )
+
+
 @transaction.atomic
-def replace(organization_id: int, buckets: Sequence[datetime]) -> int:
-    """Make an organization's rows of these quarters what the ledger says. Returns how many changed."""
+def replace(buckets: Sequence[Bucket]) -> int:
+    """Make the rows of these buckets what the ledger says, in one transaction. Returns how many changed."""
+    organizations = [bucket.organization_id for bucket in buckets]
+    starts = [bucket.start for bucket in buckets]
     with connection.cursor() as cursor:
-        cursor.execute(LOCK, [organization_id % 2**31])
-        cursor.execute(
-            REPLACE,
-            {
-                "organization": organization_id,
-                "buckets": list(buckets),
-                "first": min(buckets),
-                "until": max(buckets) + BUCKET,
-            },
-        )
+        cursor.execute(LOCK, [organizations])
+        cursor.execute(REPLACE, {"organizations": organizations, "starts": starts})
         row = cursor.fetchone()
     assert row is not None
     return int(row[0])
@@ -198,15 +223,22 @@ def _quantity(row: dict[str, Any], kind: Kind) -> Quantity:
     )
 
 
-def _one(statement: str) -> tuple[Any, ...]:
+def _instants() -> tuple[datetime | None, datetime]:
+    ((since, until),) = _rows(UNKNOWN, {})
+    return since, until
+
+
+def _mark(until: datetime) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(statement)
-        row: tuple[Any, ...] | None = cursor.fetchone()
-    assert row is not None
-    return row
+        cursor.execute(MARK, [until])
 
 
-def _column(statement: str, values: dict[str, Any]) -> list[Any]:
+def _buckets(statement: str, values: dict[str, Any]) -> list[Bucket]:
+    return [Bucket(*row) for row in _rows(statement, values)]
+
+
+def _rows(statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
-        return [row[0] for row in cursor.fetchall()]
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows

@@ -1,13 +1,15 @@
 """What of invoicing is due: found in the database, so that nothing depends on what a broker remembers."""
 
 from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import Case, F, OuterRef, Q, QuerySet, Subquery, When
+from django.db.models.functions import Coalesce
 
 from billing import invoicing
-from billing.accounts import EPOCH, Account
+from billing.accounts import EPOCH
 from billing.events import EventType
 from billing.invoices import Invoice, InvoiceStatus
 from billing.models import UsageRecord
@@ -30,10 +32,7 @@ def due_organizations(at: datetime) -> list[int]:
     closed_drafts = Q(closed_at__lte=at - timedelta(seconds=margin))
     due = set(drafts.filter(open_drafts | closed_drafts).values_list("organization_id", flat=True))
     drafted = drafts.filter(closed_at=None).values("organization_id")
-    for organization in Organization.objects.exclude(pk__in=drafted).order_by("pk").iterator():
-        if _has_ended(organization, at):
-            due.add(organization.pk)
-    return sorted(due)
+    return sorted(due | _ended(Organization.objects.exclude(pk__in=drafted), at))
 
 
 def due_reminders(at: datetime) -> list[int]:
@@ -61,14 +60,18 @@ def remind(invoice_id: int, at: datetime) -> bool:
     return bool(claimed)
 
 
-def _has_ended(organization: Organization, at: datetime) -> bool:
-    """Say whether a period of the organization has ended that is not closed."""
-    account = Account.objects.filter(organization=organization).first()
-    if account is None or account.closed_until == EPOCH:
-        used = UsageRecord.objects.filter(organization=organization).exists()
-        account = Account.of(organization) if used else None
-    if account is None:
-        return False
-    account.organization = organization
-    period = invoicing.current_period(account)
-    return period is not None and period.end <= at
+def _ended(organizations: QuerySet[Organization], at: datetime) -> set[int]:
+    """Return those that have a period which has ended and is not closed. One query, however many they are."""
+    used = UsageRecord.objects.filter(organization=OuterRef("pk")).order_by("billed_at")
+    known = organizations.annotate(closed_until=Coalesce("account__closed_until", EPOCH)).annotate(
+        first_billed_at=Case(
+            When(closed_until__gt=EPOCH, then=None), default=Subquery(used.values("billed_at")[:1])
+        )
+    )
+    rows = known.values_list("pk", "timezone", "closed_until", "first_billed_at")
+    return {
+        pk
+        for pk, timezone, closed_until, first_billed_at in rows.iterator()
+        for period in [invoicing.open_period(ZoneInfo(timezone), closed_until, first_billed_at)]
+        if period is not None and period.end <= at
+    }

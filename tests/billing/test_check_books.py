@@ -16,6 +16,7 @@ from billing import books, ledger
 from billing.budgets import Budget, BudgetWindow
 from billing.holds import RESERVE, SETTLE, HoldRow, UsageRow
 from billing.models import Hold, Price, UsageRecord
+from billing.periods import Period
 from gateway.request_ids import new_request_id
 from tenants.models import AuditEntry
 from tests import factories
@@ -82,7 +83,12 @@ def by_hand(sql: str, *parameters: Any) -> None:
 
 
 def broken(acme: Tenant) -> set[str]:
-    return {violation.invariant for violation in books.check(acme.organization.pk)}
+    """Return what is wrong; of all that was ever booked, and of these days, in which all of it was."""
+    at = timezone.now().replace(minute=0, second=0, microsecond=0)
+    these_days = Period(at - timedelta(days=2), at + timedelta(days=2))
+    found = {violation.invariant for violation in books.check(acme.organization.pk)}
+    assert {each.invariant for each in books.check(acme.organization.pk, these_days)} == found
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +122,17 @@ def test_at_most_ten_examples_are_shown_of_all_that_are_counted(acme: Tenant, pr
 
     (violation,) = books.check(acme.organization.pk)
     assert (violation.count, len(violation.examples)) == (12, 10)
+
+
+def test_what_is_billed_in_another_period_is_not_looked_at(acme: Tenant) -> None:
+    by_hand("UPDATE billing_usagerecord SET policy = 'nothing' WHERE kind = 'usage'")
+    at = timezone.now().replace(minute=0, second=0, microsecond=0)
+
+    assert "amount_is_rated" in broken(acme)
+    assert (
+        books.check(acme.organization.pk, Period(at - timedelta(days=9), at - timedelta(days=5)))
+        == []
+    )
 
 
 def test_another_organization_is_not_looked_at(acme: Tenant) -> None:

@@ -14,8 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
+import psycopg
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.utils.timezone import now
 
 from billing import books, prices, reconciliation, rollups, tasks
@@ -205,6 +206,30 @@ def test_a_record_that_commits_late_is_found_by_the_overlap(acme: Tenant, vlm: P
     assert only(acme)["requests"] == 1
 
 
+def test_a_run_that_breaks_off_has_caught_up_with_what_it_says(
+    alice: Tenant,
+) -> None:
+    bob = factories.tenant("bob")
+    price = factories.price(factories.unique("vlm"))
+    book(alice, price)
+    by_hand(
+        "UPDATE billing_usagerecord SET recorded_at = recorded_at - interval '2 days' WHERE organization_id = %s",
+        alice.organization.pk,
+    )
+    book(bob, price)
+    long_ago = now() - timedelta(days=3)
+    RollupMark.objects.create(recorded_until=long_ago)
+
+    with psycopg.connect(database_url()) as other:
+        other.execute(rollups.LOCK, [[bob.organization.pk]])
+        with impatient(), pytest.raises(OperationalError, match="lock timeout"):
+            rollups.recompute()
+
+    assert only(alice)["requests"] == 1
+    assert RollupMark.objects.get().recorded_until > long_ago + timedelta(days=2)
+    assert rows(bob) == []
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -385,6 +410,15 @@ def test_a_worker_killed_anywhere_leaves_nothing_that_the_next_run_does_not_mend
             rollups.recompute(everything=True)
             assert fingerprint(busy) == whole
     assert partial > KILLS / 4, "too few were killed in the middle"
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Give up soon where another session has locked something."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = '100ms'")
+        yield
+        cursor.execute("SET lock_timeout = 0")
 
 
 @contextmanager
