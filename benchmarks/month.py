@@ -41,7 +41,9 @@ def organizations(count: int) -> list[Caller]:
         Caller(organization.pk, team.pk, key.pk)
         for n in range(count)
         for organization in [
-            Organization.objects.create(name=f"Org {n}", slug=f"org-{n}", currency=CURRENCY)
+            Organization.objects.create(
+                name=f"Org {n}", slug=f"org-{n}", currency=CURRENCY, timezone="UTC"
+            )
         ]
         for team_number in range(TEAMS)
         for team in [

@@ -1,6 +1,7 @@
-"""One size of `benchmarks.scale`: load it, recompute its rollups, draft its invoices, and print what that took.
+"""One size of `benchmarks.scale`: load it, make its rollups, drafts and invoices, and print what that took.
 
-Run by it as a process of its own: `python -m benchmarks.scaling RECORDS ORGANIZATIONS`, with an empty database.
+Run by it as a process of its own, with an empty database: `python -m benchmarks.scaling RECORDS ORGANIZATIONS`. With
+`--again` it makes all rollups and drafts of what is there, over and over, until it is stopped.
 """
 
 import os
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
 
@@ -21,26 +21,30 @@ import django
 django.setup()
 
 # Models can be imported only now.
+from django.conf import settings  # noqa: E402
 from django.core.management import call_command  # noqa: E402
-from django.db import connection  # noqa: E402
+from django.db import connection, transaction  # noqa: E402
 from django.db.models import Sum  # noqa: E402
 
 from benchmarks import month  # noqa: E402
-from billing import prices, rollups  # noqa: E402
-from billing.models import PriceList, Rollup  # noqa: E402
+from billing import invoicing, rollups  # noqa: E402
+from billing.invoices import Invoice  # noqa: E402
+from billing.models import Rollup, UsageRecord  # noqa: E402
 from billing.periods import month_of  # noqa: E402
-from billing.rating import rate  # noqa: E402
+from tenants.models import Organization  # noqa: E402
 
 SAMPLE_S = 0.02
 KB_PER_MB = 1024
 PERIOD = month_of(month.STARTS.year, month.STARTS.month, UTC)
-DAY = [month.STARTS + timedelta(days=14) + rollups.BUCKET * n for n in range(96)]
+ENDED = PERIOD.end + timedelta(minutes=1)
+OVER = ENDED + timedelta(seconds=settings.INVOICE_GRACE_S)
+ISSUED = OVER + timedelta(seconds=settings.CLOSE_MARGIN_S)
+BUSY_MINUTE = PERIOD.end - timedelta(days=10)
 
-OWN_ROLLUPS = """
-FROM billing_rollup WHERE organization_id = %(organization)s AND bucket >= %(first)s AND bucket < %(until)s
-"""
-OWN_RECORDS = """
-FROM billing_usagerecord WHERE organization_id = %(organization)s AND billed_at >= %(first)s AND billed_at < %(until)s
+# What was read of a table and its partitions, whichever way.
+READ = """
+SELECT coalesce(sum(seq_tup_read + coalesce(idx_tup_fetch, 0)), 0)::bigint FROM pg_stat_xact_user_tables
+WHERE relname LIKE %s
 """
 
 
@@ -64,68 +68,86 @@ def main(records: int, organizations: int) -> None:
         rollups.recompute(everything=True)
     assert Rollup.objects.aggregate(sum=Sum("requests"))["sum"] == records
     with stepping() as minute:
-        assert rollups.recompute() == 0
+        busy = recompute_busy_minute()
     ids = sorted({caller.organization_id for caller in callers})
     with stepping() as drafts:
-        longest_s = max(draft(organization_id, list(price_ids.values())) for organization_id in ids)
+        longest_s = max(draft(organization_id) for organization_id in ids)
+    read = rows_read(ids[len(ids) // 2])
+    with stepping() as issuing:
+        for organization_id in ids:
+            issue(organization_id)
     row = (
         f"{records:,}",
         f"{loaded_s:.0f} s",
         f"{whole.seconds:.1f} s",
         f"{Rollup.objects.count():,}",
-        f"{minute.seconds * 1000:.0f} ms",
+        f"{minute.seconds * 1000:.0f} ms ({busy})",
         f"{drafts.seconds:.2f} s",
         f"{longest_s * 1000:.0f} ms",
-        f"{max(whole.here_mb, drafts.here_mb):.0f} MB",
-        f"{max(whole.postgres_mb, drafts.postgres_mb):.0f} MB",
-        *rows_read(ids[len(ids) // 2]),
+        f"{issuing.seconds:.1f} s",
+        f"{max(step.here_mb for step in (whole, drafts, issuing)):.0f} MB",
+        f"{max(step.postgres_mb for step in (whole, drafts, issuing)):.0f} MB",
+        *read,
     )
     print(f"| {' | '.join(row)} |", flush=True)
 
 
-def draft(organization_id: int, price_ids: list[int]) -> float:
-    """Rate the organization's month from its rollups; return the seconds that it took."""
+def again() -> None:
+    """Recompute all rollups and refresh the drafts of all organizations, for ever."""
+    print("at work", flush=True)
+    while True:
+        rollups.recompute(everything=True)
+        for organization_id in Organization.objects.values_list("pk", flat=True):
+            draft(organization_id)
+
+
+def recompute_busy_minute() -> int:
+    """Recompute what a run finds that comes a minute after the last: with its overlap. Returns of how many buckets."""
+    until = BUSY_MINUTE + timedelta(seconds=60 + rollups.OVERLAP_S)
+    buckets = rollups.written_between(BUSY_MINUTE, until)
+    assert rollups.replace_all(buckets) == 0
+    return len(buckets)
+
+
+def draft(organization_id: int) -> float:
+    """Draft the organization's month, or refresh its draft; return the seconds that it took."""
     start = time.monotonic()
-    price_list = PriceList.standard(month.CURRENCY)
-    rated = rate(
-        rollups.quantities(organization_id, PERIOD),
-        prices.versions(price_ids),
-        currency=month.CURRENCY,
-        allowances=prices.allowances(price_list, PERIOD.start, PERIOD.end),
-        tax_bp=500,
-    )
-    assert rated.lines
+    assert invoicing.draft(organization_id, ENDED)
     return time.monotonic() - start
 
 
-def rows_read(organization_id: int) -> tuple[str, str]:
-    """Return how many rows PostgreSQL reads of how many that are the organization's own: for a draft, and for a day."""
-    whole_month = {"first": PERIOD.start, "until": PERIOD.end}
-    one_day = {"first": DAY[0], "until": DAY[-1] + rollups.BUCKET, "buckets": DAY}
-    draft = f"SELECT sum(amount_pico) {OWN_ROLLUPS}"
-    return (
-        _read_of(draft, OWN_ROLLUPS, {"organization": organization_id} | whole_month),
-        _read_of(rollups.OF_BUCKETS, OWN_RECORDS, {"organization": organization_id} | one_day),
-    )
+def issue(organization_id: int) -> None:
+    """Close the month and issue its invoice, whose books are checked first."""
+    drafted = Invoice.objects.get(organization_id=organization_id)
+    assert invoicing.close(drafted.pk, OVER)
+    invoice = invoicing.issue(drafted.pk, ISSUED)
+    assert invoice is not None
+    assert invoice.number
 
 
-def _read_of(statement: str, own: str, values: dict[str, Any]) -> str:
+@transaction.atomic
+def rows_read(organization_id: int) -> list[str]:
+    """Refresh a draft; return how many rollups and records were read, of how many that are the organization's own."""
+    before = _read()
+    draft(organization_id)
+    read = [now - then for now, then in zip(_read(), before, strict=True)]
+    own = [
+        each.objects.filter(organization_id=organization_id).count()
+        for each in (Rollup, UsageRecord)
+    ]
+    return [f"{some:,} of {whole:,}" for some, whole in zip(read, own, strict=True)]
+
+
+def _read() -> list[int]:
+    """Return how many rows of rollups and of the ledger this session has read that it has not yet told of."""
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT count(*) {own}", values)
-        (rows,) = cursor.fetchone()
-        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values)
-        ((plan,),) = cursor.fetchone()
-    return f"{_read(plan['Plan']):,} of {rows:,}"
-
-
-def _read(plan: dict[str, Any]) -> int:
-    """Return how many rows of tables the plan has looked at, those that it then left out included."""
-    read = sum(_read(part) for part in plan.get("Plans", ()))
-    if "Relation Name" in plan:
-        removed = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
-        each = plan["Actual Rows"] + sum(plan.get(name, 0) for name in removed)
-        read += round(each * plan["Actual Loops"])
-    return read
+        cursor.execute(
+            "SET LOCAL max_parallel_workers_per_gather = 0"
+        )  # workers tell of theirs themselves
+        return [
+            int(cursor.execute(READ, [table]).fetchone()[0])
+            for table in ("billing_rollup", "billing_usagerecord%")
+        ]
 
 
 @contextmanager
@@ -160,4 +182,6 @@ def _memory_mb(pid: int, name: str) -> float:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--again"]:
+        again()
     main(int(sys.argv[1]), int(sys.argv[2]))

@@ -58,14 +58,19 @@ class UvicornGateway(Gateway):
 
 
 @contextmanager
-def opened(server: str, *, setup: str = "full", workers: int = 1) -> Iterator[Stage]:
-    """Start the stores, the backend and the door, the fsyncs of a real installation included."""
+def opened(
+    server: str, *, setup: str = "full", workers: int = 1, postgres: PostgreSQL | None = None
+) -> Iterator[Stage]:
+    """Start the stores, the backend and the door, the fsyncs of a real installation included.
+
+    A PostgreSQL that runs already is used as it is, with what is in it.
+    """
     with ExitStack() as stack:
         var = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-bench-")))
-        postgres = stack.enter_context(PostgreSQL(var))
+        postgres = postgres or stack.enter_context(PostgreSQL(var))
         valkey = stack.enter_context(Valkey(var))
         backend = stack.enter_context(running(work.everything()))
-        environment = _environment(postgres.url, valkey.url)
+        environment = settings(postgres.url, valkey.url)
         key = _seed(environment, backend, setup)
         port = free_port(PORT)
         door = _gateway(server, var, environment, port, workers)
@@ -77,7 +82,8 @@ def opened(server: str, *, setup: str = "full", workers: int = 1) -> Iterator[St
         yield Stage(port, door.pid, postgres.pid, key, backend, relay, Books(postgres.url))
 
 
-def _environment(database_url: str, redis_url: str) -> dict[str, str]:
+def settings(database_url: str, redis_url: str) -> dict[str, str]:
+    """Return the environment of a process of ours that uses these stores."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
     return inherited | {
         "DATABASE_URL": database_url,

@@ -257,7 +257,7 @@ def _reconcile(invoice: Invoice) -> None:
 
     Of this period only: the one before was looked at when its invoice was issued, and the ledger is only added to.
     """
-    rollups.recompute()
+    rollups.recompute_of(invoice.organization_id)
     period = Period(invoice.period_start, invoice.period_end)
     broken = [violation.invariant for violation in books.check(invoice.organization_id, period)]
     if not metered.rollups_agree(invoice.organization_id, period):

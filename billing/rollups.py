@@ -117,7 +117,9 @@ UNKNOWN = f"""
 """
 WRITTEN_BETWEEN = f"""
     SELECT DISTINCT u.organization_id, {BIN} FROM billing_usagerecord u
-    WHERE u.recorded_at >= %(since)s AND u.recorded_at < %(until)s ORDER BY 1, 2
+    WHERE u.recorded_at >= %(since)s AND u.recorded_at < %(until)s
+      AND (%(organization)s::bigint IS NULL OR u.organization_id = %(organization)s)
+    ORDER BY 1, 2
 """
 ORGANIZATIONS = """
     SELECT id FROM tenants_organization UNION SELECT organization_id FROM billing_rollup ORDER BY 1
@@ -161,11 +163,25 @@ def recompute(*, everything: bool = False) -> int:
         since = until
     while since is not None and since < until:
         end = min(since + WRITTEN_AT_ONCE_MAX, until)
-        changed += replace_all(_buckets(WRITTEN_BETWEEN, {"since": since, "until": end}))
+        changed += replace_all(written_between(since, end))
         _mark(end)
         since = end
     _mark(until)
     return changed
+
+
+def recompute_of(organization_id: int) -> int:
+    """Make one organization's rollups what the ledger says, where it was written to since the last run of all."""
+    since, until = _instants()
+    return replace_all(written_between(since, until, organization_id)) if since is not None else 0
+
+
+def written_between(
+    since: datetime, until: datetime, organization_id: int | None = None
+) -> list[Bucket]:
+    """Return the buckets that were booked in from one instant to before the other: of one organization, or of all."""
+    values = {"since": since, "until": until, "organization": organization_id}
+    return _buckets(WRITTEN_BETWEEN, values)
 
 
 def replace_all(buckets: Sequence[Bucket]) -> int:
