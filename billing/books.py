@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.db import connection
 
-from billing import rollups
+from billing import invoice_books, rollups
 
 EXAMPLES_MAX = 10
 REAP_SLACK_S = 60  # the reaper comes every ten seconds
@@ -291,7 +291,7 @@ INVARIANTS: dict[str, tuple[str, str]] = {
             WHERE {IN_USAGE} AND (u.billed_at < u.received_at
                   OR (u.billed_at > u.received_at AND u.billed_at > coalesce(a.closed_until, 'epoch')))""",
     ),
-}
+} | invoice_books.INVARIANTS
 
 
 @dataclass(frozen=True, slots=True)
