@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
-from billing import rollups
+from billing import invoice_books, rollups
 from billing.periods import Period
 
 EXAMPLES_MAX = 10
@@ -296,7 +296,7 @@ INVARIANTS: dict[str, tuple[str, str]] = {
             WHERE {IN_USAGE} AND (u.billed_at < u.received_at
                   OR (u.billed_at > u.received_at AND u.billed_at > coalesce(a.closed_until, 'epoch')))""",
     ),
-}
+} | invoice_books.INVARIANTS
 
 
 @dataclass(frozen=True, slots=True)

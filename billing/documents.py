@@ -1,13 +1,14 @@
 """The PDFs of issued invoices: drawn once, kept with their hash. A download is what was drawn then."""
 
 import hashlib
+import zlib
 from importlib.metadata import version
 
 from billing import invoice_pdf
 from billing.invoices import Invoice, InvoiceDocument
 
 DRAWN_AT_ONCE_MAX = 200
-_DRAWS = ("fpdf2", "pylopdf-fonts-zh-tw")
+_DRAWS = ("fpdf2", "fonttools", "pylopdf-fonts-zh-tw")
 
 
 def document(invoice: Invoice) -> InvoiceDocument:
@@ -43,4 +44,5 @@ def sha256(content: bytes) -> str:
 
 def drawn_by() -> str:
     """Name what draws: with another version of it the same snapshot may become other bytes."""
-    return " ".join(f"{name} {version(name)}" for name in _DRAWS)
+    libraries = " ".join(f"{name} {version(name)}" for name in _DRAWS)
+    return f"drawing {invoice_pdf.DRAWING} {libraries} zlib {zlib.ZLIB_RUNTIME_VERSION}"

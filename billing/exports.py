@@ -44,7 +44,7 @@ def usage(invoice: Invoice, line: int | None = None) -> Iterator[str]:
         if not 1 <= line <= len(items):
             raise ValueError(f"{invoice} has no line {line}.")
         team, item = items[line - 1]
-        records = records.filter(team__slug=team.slug, model_name=item.model)
+        records = records.filter(team_id=team.id, model_name=item.model)
     ordered = records.select_related("team", "key").order_by("billed_at", "request_id")
     rows = (_usage_row(record) for record in ordered.iterator(chunk_size=RECORDS_AT_ONCE))
     return invoice_csv.stream(USAGE_COLUMNS, rows)

@@ -123,6 +123,7 @@ def _teams(rated: Rated) -> list[snapshots.Team]:
 
 def _team(team: Team, lines: Sequence[Line], credits: Sequence[Credit]) -> snapshots.Team:
     return snapshots.Team(
+        id=team.pk,
         slug=team.slug,
         name=team.name,
         lines=[_line(line) for line in lines],

@@ -1,7 +1,7 @@
 """An invoice as a PDF: A4, drawn from its snapshot alone. The same snapshot gives the same bytes.
 
 fpdf2 draws it: it fetches nothing and runs nothing. The font is Noto Sans TC, of which only the glyphs in use are
-embedded. It has one weight; what is bold is drawn with a thin outline.
+embedded. It has one weight; what is bold is drawn with a thin outline, and small Chinese without.
 """
 
 import unicodedata
@@ -15,17 +15,22 @@ from fpdf.enums import TextMode
 
 from billing.invoice_wording import WORDS, Words
 from billing.money import format_micro
-from billing.snapshots import Allowance, Document, Line, Snapshot, Team, Tier, sha256
+from billing.snapshots import Allowance, Document, Line, Snapshot, Team, Tier, items_of, sha256
 
+DRAWING = 1  # goes up whenever the same snapshot is drawn otherwise; what was drawn before is kept
 FONT = "noto"
 MARGIN_MM, FOOT_MM = 18.0, 20.0
-ROW_MM = 4.7
+ROW_MM, BAND_MM = 4.7, 5.3
+ROW_SIZE, QUIET_SIZE = 8.5, 7.5
+GAP_MM, CELL_GAP_MM = 8.0, 1.5  # to what stands at the right, on the page and in a row
 INK, QUIET, RULE, TINT = (23, 32, 42), (104, 116, 128), (208, 214, 220), (243, 246, 248)
 ACCENT = (14, 98, 110)
 BOLD_MM = 0.045  # at nine points
-# model, usage, quantity, price, amount
-COLUMNS_MM = (52.0, 50.0, 26.0, 20.0, 26.0)
-ALIGNS = ("L", "L", "R", "R", "R")
+# A screen draws no line thinner than a pixel, which would fill the glyphs of Chinese that are smaller than this.
+DENSE_FROM, DENSE_SIZE = "\u2e80", 12
+# model, usage, quantity, price, amount: how wide, and to which side
+COLUMNS = ((52.0, "L"), (50.0, "L"), (26.0, "R"), (20.0, "R"), (26.0, "R"))
+SUBTOTAL_COLUMNS = ((52.0, "L"), (96.0, "L"), (26.0, "R"))
 TEXT_LENGTH_MAX = 400  # of any one text on the page; the snapshot has it whole
 MINUS = "−"
 ALIAS = "{nb}"
@@ -77,11 +82,11 @@ class _Page(FPDF):
     def head(self) -> None:
         """Draw the issuer on the left and what this is on the right."""
         issuer, top, width = self.snapshot.issuer, self.get_y(), self.epw / 2
-        self._text(_plain(issuer.name), size=13, bold=True, width=width, line=7)
+        self._name(issuer.name, size=13, width=width - GAP_MM, line=7)
         lines = _lines(issuer.address)
         if issuer.tax_id:
             lines.append(f"{self.words.tax_id} {_plain(issuer.tax_id)}")
-        self._block(lines, width=width, colour=QUIET)
+        self._block(lines, width=width - GAP_MM, colour=QUIET)
         bottom = self.get_y()
         self.set_xy(self.l_margin + width, top)
         self._text(self._title(), size=20, bold=True, colour=ACCENT, width=width, align="R", line=9)
@@ -96,12 +101,11 @@ class _Page(FPDF):
         """Draw the customer on the left and the dates on the right."""
         customer, top, width = self.snapshot.customer, self.get_y(), self.epw / 2
         self._text(self.words.billed_to, size=7.5, colour=QUIET, width=width, line=4.5)
-        name = _plain(customer.legal_name or customer.name)
-        self._text(name, size=10.5, bold=True, width=width, line=5.8)
+        self._name(customer.legal_name or customer.name, size=10.5, width=width - GAP_MM, line=5.8)
         lines = _lines(customer.address)
         if customer.tax_id:
             lines.append(f"{self.words.tax_id} {_plain(customer.tax_id)}")
-        self._block(lines, width=width)
+        self._block(lines, width=width - GAP_MM)
         bottom = self.get_y()
         self.set_y(top)
         for label, value in self._facts():
@@ -127,8 +131,7 @@ class _Page(FPDF):
         self._keep(3 + len(rows) * 5.6 + 2.5)
         self.ln(3)
         top, width = self.get_y(), 92.0
-        note = self.words.prices_note.format(self.snapshot.currency)
-        self._block(self._wrapped(note, self.epw - width - 8, 7.5), size=7.5, colour=QUIET)
+        self._block(self._notes(), width=self.epw - width - GAP_MM, size=7.5, colour=QUIET)
         self.set_y(top)
         for label, amount_minor, is_strong in rows:
             self.set_x(self.l_margin + self.epw - width)
@@ -169,7 +172,7 @@ class _Page(FPDF):
     def _columns(self) -> None:
         words = self.words
         labels = (words.model, words.usage, words.quantity, words.price, words.amount)
-        for label, width, align in zip(labels, COLUMNS_MM, ALIGNS, strict=True):
+        for label, (width, align) in zip(labels, COLUMNS, strict=True):
             self._text(
                 label, size=7.5, colour=QUIET, width=width, align=align, line=6, newline=False
             )
@@ -178,10 +181,7 @@ class _Page(FPDF):
         self.ln(1)
 
     def _team(self, team: Team) -> None:
-        self._keep(ROW_MM * 4)
-        self.set_fill_color(*TINT)
-        self.rect(self.l_margin, self.get_y(), self.epw, ROW_MM + 0.6, style="F")
-        self._text(_plain(team.name), size=9, bold=True, line=ROW_MM + 0.6, width=self.epw)
+        self._band(team.name)
         shown = ""
         for line in team.lines:
             self._line(line, model="" if line.model == shown else line.model)
@@ -189,10 +189,20 @@ class _Page(FPDF):
         for allowance in team.allowances:
             self._allowance(allowance)
         label = self.words.team_subtotal.format(_plain(team.name))
-        self._keep(ROW_MM + 3)
+        width = SUBTOTAL_COLUMNS[1][0] - CELL_GAP_MM
+        self._keep(ROW_MM * len(self._wrapped(label, width, ROW_SIZE)))  # the rule goes with it
         self._rule()
-        self._row(("", label, "", "", self._amount(team.subtotal_minor)), bold=True)
+        cells = ("", label, self._amount(team.subtotal_minor))
+        self._row(cells, columns=SUBTOTAL_COLUMNS, bold=True)
         self.ln(2)
+
+    def _band(self, name: str) -> None:
+        """Begin a team with its name; never as the last thing on a page."""
+        height = BAND_MM * len(self._wrapped(_plain(name), self.epw, 9))
+        self._keep(height + 3 * ROW_MM)
+        self.set_fill_color(*TINT)
+        self.rect(self.l_margin, self.get_y(), self.epw, height, style="F")
+        self._name(name, size=9, width=self.epw, line=BAND_MM)
 
     def _line(self, line: Line, model: str) -> None:
         """Draw a line; if it lay in several tiers or prices, these below it."""
@@ -200,24 +210,24 @@ class _Page(FPDF):
         if line.images:
             images = self.words.images.format(format_amount(abs(line.images), 0))
             usage = f"{usage} ({images})"
-        is_split = len(line.tiers) > 1
-        price = "" if is_split else self._price(line.tiers)
-        quantity = format_amount(line.quantity, 0)
-        row = (_plain(model), usage, quantity, price, self._amount(line.amount_minor))
-        self._row(row)
-        for tier in line.tiers if is_split else []:
-            at = self._price([tier])
-            quantity = format_amount(tier.quantity, 0)
-            self._row(("", self._tier(tier), quantity, at, ""), quiet=True)
+        self._item(line, (_plain(model), usage, format_amount(line.quantity, 0)))
         if line.late_quantity:
-            late = self.words.late.format(f"{line.late_quantity:,}")
+            late = self.words.late.format(format_amount(abs(line.late_quantity), 0))
             self._row(("", late, "", "", ""), quiet=True)
 
     def _allowance(self, allowance: Allowance) -> None:
+        """Draw what was free: the quantity below zero, at the price that it has in its line."""
         usage = self.words.allowance.format(self.words.kinds[allowance.kind])
-        amount = self._amount(allowance.amount_minor)
         quantity = format_amount(-allowance.quantity, 0)
-        self._row((_plain(allowance.model), usage, quantity, "", amount))
+        self._item(allowance, (_plain(allowance.model), usage, quantity), sign=-1)
+
+    def _item(self, item: Line | Allowance, cells: tuple[str, str, str], sign: int = 1) -> None:
+        is_split = len(item.tiers) > 1
+        price = "" if is_split else self._price(item.tiers)
+        self._row((*cells, price, self._amount(item.amount_minor)))
+        for tier in item.tiers if is_split else []:
+            quantity = format_amount(sign * tier.quantity, 0)
+            self._row(("", self._tier(tier), quantity, self._price([tier]), ""), quiet=True)
 
     def _tier(self, tier: Tier) -> str:
         if tier.end is None:
@@ -252,23 +262,43 @@ class _Page(FPDF):
     def _amount(self, amount_minor: int) -> str:
         return format_amount(amount_minor, self.snapshot.minor_digits)
 
-    def _row(self, cells: Sequence[str], *, bold: bool = False, quiet: bool = False) -> None:
-        """Draw a row of the table, as high as its longest text."""
-        size = 7.5 if quiet else 8.5
+    def _notes(self) -> list[str]:
+        """Say what the amounts are in and, if there are tiers, whose quantity decides them."""
+        found = [self.words.prices_note.format(self.snapshot.currency)]
+        if any(len(item.tiers) > 1 for _, item in items_of(self.snapshot)):
+            found.append(self.words.tiers_note)
+        return found
+
+    def _row(
+        self,
+        cells: Sequence[str],
+        *,
+        columns: Sequence[tuple[float, str]] = COLUMNS,
+        bold: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        """Draw a row of the table, as high as its longest text. Numbers stay on one line, smaller if they must."""
+        size = QUIET_SIZE if quiet else ROW_SIZE
         wrapped = [
-            self._wrapped(cell, width - 1.5, size) if cell else []
-            for cell, width in zip(cells, COLUMNS_MM, strict=True)
+            self._wrapped(cell, width - CELL_GAP_MM, size) if align == "L" else [cell]
+            for cell, (width, align) in zip(cells, columns, strict=True)
         ]
         line = 4.0 if quiet else ROW_MM
         height = max(map(len, wrapped), default=1) * line
         self._keep(height)
         top, x = self.get_y(), self.l_margin
-        for parts, width, align in zip(wrapped, COLUMNS_MM, ALIGNS, strict=True):
+        for parts, (width, align) in zip(wrapped, columns, strict=True):
             for number, part in enumerate(parts):
                 self.set_xy(x, top + number * line)
-                colour = QUIET if quiet else INK
+                fitting = self._fitting(part, width - CELL_GAP_MM, size)
                 self._text(
-                    part, size=size, bold=bold, colour=colour, width=width, align=align, line=line
+                    part,
+                    size=fitting,
+                    bold=bold,
+                    colour=QUIET if quiet else INK,
+                    width=width,
+                    line=line,
+                    align=align,
                 )
             x += width
         self.set_xy(self.l_margin, top + height)
@@ -281,12 +311,22 @@ class _Page(FPDF):
         if self.in_table:
             self._columns()
 
+    def _fitting(self, text: str, width: float, size: float) -> float:
+        """Return the size in which the text is not wider than that."""
+        self.set_font(FONT, size=size)
+        return min(size, size * width / max(self.get_string_width(text), 1.0))
+
     def _wrapped(self, text: str, width: float, size: float) -> list[str]:
         self.set_font(FONT, size=size)
         self.c_margin = 0
         return list(
             self.multi_cell(width, text=text, dry_run=True, output="LINES")  # type: ignore[arg-type]
         )
+
+    def _name(self, text: str, *, size: float, width: float, line: float) -> None:
+        """Draw a name in bold, on as many lines as it needs."""
+        for part in self._wrapped(_plain(text), width, size):
+            self._text(part, size=size, bold=True, width=width, line=line)
 
     def _block(
         self,
@@ -317,7 +357,8 @@ class _Page(FPDF):
         self.set_text_color(*colour)
         self.set_draw_color(*colour)
         self.set_line_width(BOLD_MM * size / 9)
-        self.text_mode = TextMode.FILL_STROKE if bold else TextMode.FILL
+        is_outlined = bold and (size >= DENSE_SIZE or not _is_dense(text))
+        self.text_mode = TextMode.FILL_STROKE if is_outlined else TextMode.FILL
         self.c_margin = 0
         x = self.get_x()
         self.cell(width or self.epw, line, text, align=align)
@@ -346,6 +387,10 @@ def format_amount(amount_minor: int, minor_digits: int) -> str:
 
 def _percent(bp: int) -> str:
     return f"{bp // 100}.{bp % 100:02d}".rstrip("0").rstrip(".")
+
+
+def _is_dense(text: str) -> bool:
+    return any(each >= DENSE_FROM for each in text)
 
 
 def _lines(text: str) -> list[str]:

@@ -48,6 +48,7 @@ class Words:
     expires: str
     amount_due: str
     prices_note: str
+    tiers_note: str
     nothing: str
     page: str
     hash: str
@@ -95,6 +96,7 @@ EN = Words(
     expires="expires {}",
     amount_due="Amount due",
     prices_note="Amounts in {}. Prices per million tokens, or per request.",
+    tiers_note="Tiers count the usage of all teams together; each has its share of every tier.",
     nothing="Nothing was used.",
     page="Page {} of {}",
     hash="Content SHA-256",
@@ -142,6 +144,7 @@ ZH_HANT = Words(
     expires="{} 到期",
     amount_due="應繳金額",
     prices_note="金額以 {} 計；單價為每百萬 token，或每次請求。",
+    tiers_note="級距依全部團隊的合計用量計算，各團隊按比例分攤。",
     nothing="本期無用量。",
     page="第 {} 頁，共 {} 頁",
     hash="內容 SHA-256",

@@ -56,12 +56,15 @@ def advance(organization_id: int, at: datetime) -> list[Invoice]:
 
 
 def draft(organization_id: int, at: datetime) -> Invoice | None:
-    """Draft the oldest period that has ended and is not closed, or refresh its draft. None if there is none."""
+    """Draft the oldest period that has ended and is not closed, or refresh its draft. None if there is none.
+
+    It is told of once there is something on it: a draft of nothing closes its period, and goes.
+    """
     with transaction.atomic():
         account = locked_account(organization_id)
         invoice = _open_draft(account, at)
-        if invoice is not None:
-            _fill(invoice, account, at)
+        if invoice is not None and _fill(invoice, account, at).teams:
+            tell(EventType.INVOICE_DRAFTED, invoice, at, once=True)
         return invoice
 
 
@@ -232,9 +235,10 @@ def settle_status(invoice: Invoice, at: datetime) -> None:
         _move(invoice, InvoiceStatus.ISSUED)
 
 
-def tell(type: EventType, invoice: Invoice, at: datetime) -> None:
-    """Write the event down. An invoice that is paid a second time is told of a second time."""
-    times = events.Event.objects.filter(type=type, subject__startswith=f"invoice {invoice.pk}.")
+def tell(type: EventType, invoice: Invoice, at: datetime, *, once: bool = False) -> None:
+    """Write the event down. An invoice that is paid a second time is told of a second time, unless `once`."""
+    told = events.Event.objects.filter(type=type, subject__startswith=f"invoice {invoice.pk}.")
+    times = 0 if once else told.count()
     data = {
         "invoice_id": invoice.pk,
         "number": invoice.number,
@@ -248,7 +252,7 @@ def tell(type: EventType, invoice: Invoice, at: datetime) -> None:
         "due_at": invoice.due_at.isoformat() if invoice.due_at else None,
         "content_sha256": invoice.content_sha256 or None,
     }
-    subject = f"invoice {invoice.pk}.{times.count() + 1}"
+    subject = f"invoice {invoice.pk}.{times + 1}"
     events.record(type, invoice.organization_id, subject, data, at)
 
 
@@ -277,9 +281,7 @@ def _open_draft(account: Account, at: datetime) -> Invoice | None:
     period = current_period(account)
     if period is None or period.end > at:
         return None
-    invoice = _new_draft(account, period, at)
-    tell(EventType.INVOICE_DRAFTED, invoice, at)
-    return invoice
+    return _new_draft(account, period, at)
 
 
 def _new_draft(

@@ -86,6 +86,9 @@ class Allowance(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Team(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a team used. Its id is there to find its usage records by, whatever it is called since."""
+
+    id: int
     slug: str
     name: str
     lines: list[Line]

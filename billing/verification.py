@@ -16,7 +16,6 @@ from billing.invoices import Invoice, InvoiceLine, totals
 from billing.periods import Period
 from billing.rating import Kind, Quantity, Rated, rate
 from billing.snapshots import Document, Line, Snapshot, items_of
-from tenants.models import Team
 
 LEDGER_RECORDS_MAX = 20  # that are named
 
@@ -148,11 +147,8 @@ def _ledger(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(f"usage record {suspect.request_id}", suspect.what)
     usage = metered.quantities(invoice.organization_id, period)
     again = _rated_again(snapshot, usage)
-    slugs = dict(
-        Team.objects.filter(organization_id=invoice.organization_id).values_list("pk", "slug")
-    )
     should = {
-        (slugs[line.team_id], line.model_name, line.kind): (
+        (line.team_id, line.model_name, line.kind): (
             line.quantity,
             line.late_quantity,
             line.amount_pico,
@@ -160,15 +156,18 @@ def _ledger(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
         for line in again.lines
     }
     shown = {
-        (team.slug, line.model, line.kind): (line.quantity, line.late_quantity, line.amount_pico)
+        (team.id, line.model, line.kind): (line.quantity, line.late_quantity, line.amount_pico)
         for team in snapshot.teams
         for line in team.lines
     }
-    for key in sorted(should.keys() | shown.keys()):
-        if should.get(key) != shown.get(key):
+    slugs = {team.id: team.slug for team in snapshot.teams}
+    for team_id, model, kind in sorted(should.keys() | shown.keys()):
+        is_now, was = (side.get((team_id, model, kind)) for side in (should, shown))
+        if is_now != was:
+            name = slugs.get(team_id, f"team {team_id}")
             yield Finding(
-                f"ledger ({', '.join(key)})",
-                f"its records come to {_said(should.get(key))}, the invoice has {_said(shown.get(key))}",
+                f"ledger ({name}, {model}, {kind})",
+                f"its records come to {_said(is_now)}, the invoice has {_said(was)}",
             )
     sums = snapshot.totals
     for name in ("subtotal_minor", "discount_minor", "tax_minor", "total_minor"):

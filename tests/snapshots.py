@@ -47,7 +47,7 @@ def line(kind: Kind, quantity: int, micro: int, currency: str = "TWD", **fields:
 def team(slug: str, name: str, lines: list[Line], allowances: list[Allowance] = []) -> Team:  # noqa: B006
     rows: list[Line | Allowance] = [*lines, *allowances]
     subtotal = sum(row.amount_minor for row in rows)
-    return Team(slug, name, lines, allowances, subtotal)
+    return Team(1, slug, name, lines, allowances, subtotal)
 
 
 def teams(currency: str = "TWD", model: str = "vision-11b") -> list[Team]:
@@ -61,7 +61,9 @@ def teams(currency: str = "TWD", model: str = "vision-11b") -> list[Team]:
             Tier(1, 50_000_000, None, 35_640_000, 12_000_000, 35_640_000 * 12_000_000),
         ],
     )
-    free = Allowance(model, Kind.TEXT_IN, 1_000_000, [], -(10**13), to_minor(-(10**13), currency))
+    tier = Tier(1, 0, None, 1_000_000, 10_000_000, 10**13)
+    amount = to_minor(-(10**13), currency)
+    free = Allowance(model, Kind.TEXT_IN, 1_000_000, [tier], -(10**13), amount)
     research = [
         line(Kind.TEXT_IN, 12_345_678, 10_000_000, currency, model=model),
         split,

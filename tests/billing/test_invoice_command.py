@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from django.core.management.base import CommandError
+from django.db import connection
 from django.utils.timezone import now
 
-from billing import invoice_csv
+from billing import credit_notes, exports, invoice_csv
 from billing.accounts import Account
 from billing.invoices import Invoice
 from billing.models import Price, Rollup, UsageRecord
@@ -53,10 +54,11 @@ def test_an_invoice_is_shown_as_it_was_issued(issued: Invoice) -> None:
 
 def test_a_preview_reads_the_ledger_and_writes_nothing(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm, text=100_000_000, out=0)
-    shown, _ = run("invoice", "preview", slug(acme))
+    shown, said = run("invoice", "preview", slug(acme))
     of_april, _ = run("invoice", "preview", slug(acme), "--period", "2026-04")
 
     assert "total  TWD 1050" in shown
+    assert "from 2026-03-01 00:00 to 2026-04-01 00:00 (Asia/Taipei)" in said
     assert "total  TWD 0" in of_april
     assert not Invoice.objects.filter(organization=acme.organization).exists()
 
@@ -71,6 +73,27 @@ def test_verify_says_that_all_is_right_or_what_is_not(issued: Invoice, tmp_path:
     assert run("invoice", "verify", "--all")[0].startswith("✓")
     with pytest.raises(CommandError, match="Not as it was issued"):
         run("invoice", "verify", str(issued.number), "--pdf", str(forged))
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "Name invoices"),
+        (["TSR-2026-000001", "--all"], "Name invoices"),
+        (["--all", "--pdf", "mine.pdf"], "of one invoice"),
+        (["TSR-2026-000001", "--pdf", "nowhere/mine.pdf"], "No such file"),
+    ],
+)
+def test_a_verification_of_nothing_is_no_success(db: None, words: list[str], why: str) -> None:
+    with pytest.raises(CommandError, match=why):
+        run("invoice", "verify", *words)
+
+
+def test_a_credit_note_is_verified_by_its_invoice(issued: Invoice) -> None:
+    note = credit_notes.credit(issued.pk, reason="", by=None, at=now())
+
+    said, _ = run("invoice", "verify", str(note.number))
+    assert said == f"✓ {note}: {issued}, lines, totals, hash, chain and PDF are right.\n"
 
 
 def test_payments_are_entered_and_reversed(issued: Invoice) -> None:
@@ -128,6 +151,23 @@ def test_the_usage_behind_a_line_is_what_the_line_counts(issued: Invoice, tmp_pa
     _, row = output.read_text().splitlines()
     assert str(record.request_id) in row
     assert ",100000000," in row
+
+
+def test_the_usage_behind_an_invoice_is_streamed_and_no_formula(
+    acme: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "RECORDS_AT_ONCE", 2)
+    price = factories.price("=1+1")
+    for _ in range(5):
+        use(acme, price)
+    rows = iter(exports.chunks(issue(acme), "usage-csv"))
+    first = [next(rows).decode() for _ in range(2)]
+
+    assert ",'=1+1," in first[1]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE '_django_curs%'")
+        assert cursor.fetchone() == (1,), "all was read at once"
+    assert len(list(rows)) == 4
 
 
 def test_an_unknown_number_is_told(db: None) -> None:

@@ -1,8 +1,12 @@
 """What an invoice is downloaded as: PDF, CSV, and the JSON that is hashed."""
 
 import csv
+import hashlib
 import itertools
 import json
+import re
+import zlib
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -83,6 +87,67 @@ def test_a_draft_says_so() -> None:
     (page,) = pages(invoice_pdf.draw(snapshot(number=None, issued_at=None, due_at=None)))
 
     assert "Draft" in page
+
+
+POINTS_PER_MM = 72 / 25.4
+TABLE_BELOW = (
+    600  # points from the foot of the first page: above are who bills, who is billed, and when
+)
+GAP = (277, 296)  # points from the left: between what stands left and what stands right
+LONG = (
+    "The Very Long Name of a Holding for Insurance and Reinsurance 國際貨物保險再保險控股股份有限公司 "
+    * 2
+)
+
+
+def test_nothing_that_is_long_leaves_the_page_or_stands_over_something_else() -> None:
+    big = line(Kind.IMAGE_IN, 999_999_999_999_999, 12_000_000, "USD", model="m" * 200)
+    before = snapshot("USD", teams=[team("big", LONG, [big] * 20)], reason=LONG)
+    names = {
+        "issuer": msgspec.structs.replace(before.issuer, name=LONG),
+        "customer": msgspec.structs.replace(before.customer, legal_name=LONG, address=LONG),
+    }
+    drawn = invoice_pdf.draw(msgspec.structs.replace(before, **names))
+
+    margin = invoice_pdf.MARGIN_MM * POINTS_PER_MM
+    found = boxes(drawn)
+    assert min(left for left, *_ in found) > margin - 1
+    assert max(right for _, _, right, _ in found) < 210 * POINTS_PER_MM - margin + 1
+    assert "999,999,999,999,999" in "".join(pages(drawn))
+    parties = itertools.takewhile(lambda box: box[3] > TABLE_BELOW, found)
+    assert not [left for left, *_ in parties if GAP[0] < left < GAP[1]]
+
+
+def boxes(drawn: bytes) -> list[tuple[float, ...]]:
+    """Return the box of each glyph in points: left, bottom, right, top; page by page, as they were drawn."""
+    with closing(pypdfium2.PdfDocument(drawn)) as document:
+        texts = [page.get_textpage() for page in document]
+        found = [text.get_charbox(n) for text in texts for n in range(text.count_chars())]
+        for text in texts:
+            text.close()
+    return found
+
+
+def test_free_units_have_the_price_that_they_have_in_their_line() -> None:
+    (page,) = pages(invoice_pdf.draw(snapshot("USD")))
+
+    assert "Free allowance: Text tokens in −1,000,000 10.00 −10.00" in " ".join(page.split())
+    assert "Tiers count the usage of all teams together" in page
+
+
+# The drawing of the sample by its number. What was drawn by an earlier one is kept, and not compared any more: so
+# whoever changes what is drawn gives `DRAWING` another number, and adds it here.
+DRAWINGS = {1: "2c39e420c4352ce5f21249be69965bd31bcd5a0feef6062d1a5d4ac3d5e26122"}
+
+
+def test_whoever_changes_the_drawing_gives_it_another_number() -> None:
+    drawn = invoice_pdf.draw(snapshot("USD")) + invoice_pdf.draw(snapshot(language="zh-hant"))
+    streams = re.findall(rb"stream\n(x.*?)\nendstream", drawn, re.DOTALL)
+    contents = [zlib.decompress(each) for each in streams]
+    pages = [content for content in contents if b" Tf" in content]
+
+    assert len(pages) == 2
+    assert DRAWINGS[invoice_pdf.DRAWING] == hashlib.sha256(b"".join(pages)).hexdigest()
 
 
 @settings(max_examples=15, deadline=None)

@@ -1,14 +1,17 @@
 """What was changed by hand behind an invoice's back is found, by name."""
 
+from io import StringIO
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection
 
-from billing import credit_notes, documents
+from billing import credit_notes, documents, exports
 from billing.invoices import Invoice, InvoiceDocument, InvoiceLine
 from billing.models import Price, Rollup, UsageRecord
 from billing.verification import verify
+from tenants.models import Team
 from tests import factories
 from tests.factories import Tenant
 from tests.invoiced import ISSUED, issue, use
@@ -52,6 +55,26 @@ def test_a_changed_usage_record_is_named(issued: Invoice) -> None:
     assert any("ledger (vision, vlm, out)" in line for line in found(issued))
 
 
+def test_a_row_a_line_and_a_pdf_changed_by_hand_are_each_named_at_the_console(
+    issued: Invoice,
+) -> None:
+    documents.document(issued)
+    record = UsageRecord.objects.filter(organization=issued.organization).first()
+    assert record is not None
+    out = StringIO()
+    for table, change in {
+        "billing_usagerecord": f"tokens_in_text = 1 WHERE request_id = '{record.pk}'",
+        "billing_invoiceline": f"amount_minor = 1 WHERE invoice_id = {issued.pk} AND position = 1",
+        "billing_invoicedocument": f"content = 'x' WHERE invoice_id = {issued.pk}",
+    }.items():
+        behind_the_back(f"UPDATE {table} SET {change}")
+
+    with pytest.raises(CommandError, match=f"Not as it was issued: {issued}"):
+        call_command("invoice", "verify", str(issued.number), stdout=out)
+    for name in (f"usage record {record.pk}", "line 1 (vision, vlm, text_in)", "PDF: the kept"):
+        assert f"✗ {issued}: {name}" in out.getvalue()
+
+
 def test_a_record_that_was_changed_with_its_amount_is_named_by_its_quarter(
     issued: Invoice,
 ) -> None:
@@ -72,6 +95,24 @@ def test_a_deleted_record_is_missed(issued: Invoice) -> None:
     behind_the_back("DELETE FROM billing_usagerecord WHERE request_id = %s", record.request_id)
 
     assert any(line.startswith("ledger (vision, vlm, text_in)") for line in found(issued))
+
+
+def test_what_was_moved_to_another_team_is_missed(issued: Invoice) -> None:
+    record = UsageRecord.objects.filter(organization=issued.organization).first()
+    assert record is not None
+    behind_the_back(
+        "UPDATE billing_usagerecord SET team_id = 999999 WHERE request_id = %s", record.request_id
+    )
+
+    assert any(line.startswith("ledger (team 999999, vlm, out)") for line in found(issued))
+
+
+def test_a_team_is_found_whatever_it_is_called_now(issued: Invoice) -> None:
+    Team.objects.filter(organization=issued.organization).update(slug="renamed")
+    Team.objects.create(organization=issued.organization, name="Vision", slug="vision")
+
+    assert found(issued) == []
+    assert len(list(exports.usage(issued, 1))) == 3
 
 
 def test_rollups_are_not_believed(issued: Invoice) -> None:

@@ -117,6 +117,20 @@ def test_a_period_without_usage_is_closed_and_has_no_invoice(acme: Tenant, vlm: 
     assert invoicing.issue(drafted.pk, ISSUED) is None
     assert not Invoice.objects.filter(organization=acme.organization).exists()
     assert Account.of(acme.organization).closed_until == ENDED
+    assert types(acme) == []
+
+
+def test_a_draft_is_told_of_once_there_is_something_on_it(acme: Tenant, vlm: Price) -> None:
+    use(acme, vlm, text=0, out=0)
+    draft(acme)
+    assert types(acme) == []
+
+    use(acme, vlm)
+    for _ in range(2):
+        draft(acme)
+
+    (told,) = Event.objects.filter(organization=acme.organization)
+    assert (told.type, told.data["total_minor"]) == ("invoice.drafted", 4)
 
 
 def test_late_usage_is_billed_in_the_next_period_and_flagged(acme: Tenant, vlm: Price) -> None:

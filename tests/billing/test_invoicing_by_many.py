@@ -1,5 +1,9 @@
-"""Invoicing by many workers at once, by some that are rolled back, and by some that are killed: the same invoices."""
+"""Invoicing by many workers at once, by some that are rolled back, and by some that are killed: the same invoices.
 
+Numbers without a gap (P12), the same invoice whenever and however often its task runs (P9), no half state (P14).
+"""
+
+import hashlib
 import os
 import random
 import signal
@@ -8,16 +12,27 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from itertools import pairwise
+from threading import Barrier
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from celery.contrib.testing.worker import start_worker
+from celery.signals import task_postrun
+from django.db import transaction
+from django.utils.timezone import now
 
-from billing import snapshots
+from billing import invoicing, rollups, snapshots, tasks
+from billing.events import Event
 from billing.invoices import Invoice, InvoiceDocument, InvoiceNumbers
 from billing.verification import verify
+from gateway.celery import app
 from tests import factories
+from tests.billing.test_alerts import eight_at_once
+from tests.billing.test_late_usage import in_threads
 from tests.door import ROOT, database_url
 from tests.factories import Tenant
 from tests.invoiced import ISSUED, OVER, use
@@ -25,6 +40,8 @@ from tests.invoiced import ISSUED, OVER, use
 WORKERS = 8
 KILLS = 20
 TENANTS = 6
+ISSUES = 50
+ROLLED_BACK = 10  # of them, 20 %
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +105,10 @@ def prove(tenants: list[Tenant]) -> None:
     assert {each.total_minor for each in found} == {65}  # 50 + 12 and 5 %
     assert [str(finding) for each in found for finding in verify(each)] == []
     assert InvoiceDocument.objects.filter(invoice__in=found).count() == len(found)
+    prove_the_chain()
+
+
+def prove_the_chain() -> None:
     for numbers in InvoiceNumbers.objects.all():
         chain = Invoice.objects.filter(issuer=numbers.issuer, year=numbers.year).order_by("serial")
         assert [each.serial for each in chain] == list(range(1, numbers.last_number + 1))
@@ -109,6 +130,100 @@ def test_what_is_rolled_back_leaves_no_gap(tenants: list[Tenant]) -> None:
             workers.run(at, tenants, *range(1, WORKERS + 1))
 
     prove(tenants)
+
+
+def test_fifty_issues_at_once_leave_no_gap_where_one_in_five_is_rolled_back(
+    committed: None,
+) -> None:
+    price = factories.price(factories.unique("vlm"))
+    tenants = [factories.tenant("fifty") for _ in range(ISSUES)]
+    for tenant in tenants:
+        use(tenant, price)
+    rollups.recompute()
+    drafts = [closed(tenant) for tenant in tenants]
+    together = Barrier(ISSUES)
+
+    def issue(number: int, pk: int) -> None:
+        together.wait()
+        if number < ROLLED_BACK:
+            with transaction.atomic():
+                assert invoicing.issue(pk, ISSUED) is not None  # it has taken a number
+                transaction.set_rollback(True)
+        invoicing.issue(pk, ISSUED)
+
+    in_threads(*(partial(issue, number, pk) for number, pk in enumerate(drafts)))
+
+    issued = Invoice.objects.filter(pk__in=drafts, status="issued").order_by("serial")
+    serials = [each.serial for each in issued]
+    assert len(serials) == ISSUES
+    assert serials == list(range(serials[0] or 0, (serials[0] or 0) + ISSUES))
+    prove_the_chain()
+
+
+def closed(tenant: Tenant) -> int:
+    draft = invoicing.draft(tenant.organization.pk, OVER)
+    assert draft is not None
+    assert invoicing.close(draft.pk, OVER)
+    return draft.pk
+
+
+def fingerprint(tenant: Tenant) -> str:
+    """Hash everything that invoicing has written for the organization."""
+    found = []
+    for invoice in Invoice.objects.filter(organization=tenant.organization).order_by("pk"):
+        documents = InvoiceDocument.objects.filter(invoice=invoice).values_list("pk", "sha256")
+        row = Invoice.objects.filter(pk=invoice.pk).values_list()
+        found.append((list(row), list(invoice.lines.values_list()), list(documents)))
+    told = Event.objects.filter(organization=tenant.organization).order_by("pk").values_list()
+    return hashlib.sha256(repr((found, list(told))).encode()).hexdigest()
+
+
+@pytest.fixture
+def due(committed: None, settings: Any) -> Tenant:
+    """An organization whose one month of usage is long over."""
+    settings.CLOSE_MARGIN_S = 0
+    tenant = factories.tenant("due")
+    use(tenant, factories.price(factories.unique("vlm")), at=now() - timedelta(days=40))
+    tasks.recompute_rollups()
+    return tenant
+
+
+def redelivered(task: str, pk: int) -> None:
+    """Have a worker take one message twice, as the broker delivers it again if who had it died before the ack."""
+    ran: list[str] = []
+
+    def note(task_id: str, **_: Any) -> None:
+        ran.append(task_id)
+
+    queue, message = factories.unique("redelivery"), str(uuid4())
+    for _ in range(2):
+        app.send_task(task, (pk,), task_id=message, queue=queue)
+    task_postrun.connect(note)
+    with start_worker(app, pool="solo", queues=[queue], perform_ping_check=False):
+        deadline = time.monotonic() + 30
+        while len(ran) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert ran == [message] * 2
+
+
+def test_the_task_makes_one_invoice_at_once_one_after_the_other_and_delivered_again(
+    due: Tenant,
+) -> None:
+    pk = due.organization.pk
+    for _ in range(2):  # to close, and to issue
+        eight_at_once(lambda: tasks.advance_invoices(pk))
+    (invoice,) = Invoice.objects.filter(organization=due.organization, number__isnull=False)
+    tasks.draw_document(invoice.pk)
+    once = fingerprint(due)
+
+    for _ in range(3):
+        tasks.advance_invoices(pk)
+    assert fingerprint(due) == once
+
+    redelivered(tasks.advance_invoices.name, pk)
+    redelivered(tasks.draw_document.name, invoice.pk)
+    assert fingerprint(due) == once
 
 
 def test_workers_that_are_killed_leave_nothing_half_done(tenants: list[Tenant]) -> None:

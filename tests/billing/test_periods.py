@@ -1,6 +1,7 @@
 """Every instant is in exactly one period of a zone: at every cut, over every change of the clock, in every zone."""
 
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
@@ -14,6 +15,15 @@ INSTANTS = st.datetimes(datetime(1950, 1, 1), datetime(2200, 1, 1), timezones=st
 MICROSECOND = timedelta(microseconds=1)
 TAIPEI = ZoneInfo("Asia/Taipei")
 MOSCOW_SHIFTS = datetime(2014, 10, 25, 22, tzinfo=UTC)
+APIA = ZoneInfo("Pacific/Apia")
+# The months of 2026 in which the clocks change, in hours.
+CHANGED_CLOCKS = {
+    ("America/Los_Angeles", 3): 31 * 24 - 1,
+    ("America/Los_Angeles", 11): 30 * 24 + 1,
+    ("Australia/Lord_Howe", 4): 30 * 24 + 0.5,
+    ("Australia/Lord_Howe", 10): 31 * 24 - 0.5,
+    ("Asia/Kathmandu", 3): 31 * 24,
+}
 zones = st.sampled_from(ZONES)
 
 
@@ -26,6 +36,10 @@ def utc(*numbers: int) -> datetime:
 @example(zone=ZoneInfo("America/St_Johns"), instant=utc(2009, 11, 1, 2, 45))
 @example(zone=ZoneInfo("Pacific/Apia"), instant=utc(2011, 12, 30, 10))
 @example(zone=ZoneInfo("Europe/Moscow"), instant=MOSCOW_SHIFTS)
+@example(zone=ZoneInfo("America/Los_Angeles"), instant=utc(2026, 3, 8, 10))
+@example(zone=ZoneInfo("America/Los_Angeles"), instant=utc(2026, 11, 1, 9))
+@example(zone=ZoneInfo("Australia/Lord_Howe"), instant=utc(2026, 4, 4, 15))
+@example(zone=ZoneInfo("Asia/Kathmandu"), instant=utc(2026, 2, 28, 18, 15))
 def test_every_instant_is_in_exactly_one_period(zone: ZoneInfo, instant: datetime) -> None:
     period = period_of(instant, zone)
 
@@ -47,6 +61,45 @@ def test_a_period_is_cut_at_the_first_instant_of_a_local_month(
     assert (local.year, local.month, local.day) == (year, month, 1)
     before = (start - MICROSECOND).astimezone(zone)
     assert (before.year, before.month) == ((year, month - 1) if month > 1 else (year - 1, 12))
+
+
+@pytest.mark.parametrize("year", [1985, 2011, 2026, 2027])
+def test_every_month_of_every_zone_begins_where_the_one_before_ends(year: int) -> None:
+    """Kathmandu moved to 5:45 in 1986, Apia skipped a day in 2011."""
+    for zone in ZONES:
+        months = [month_of(year + n // 12, n % 12 + 1, zone) for n in range(24)]
+        for before, after in pairwise(months):
+            cut = before.end
+            assert after.start == cut
+            assert period_of(cut - MICROSECOND, zone) == before
+            assert period_of(cut, zone) == period_of(cut + MICROSECOND, zone) == after
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "hours"),
+    [
+        ("America/Los_Angeles", date(2026, 3, 8), 23),
+        ("America/Los_Angeles", date(2026, 11, 1), 25),
+        ("Australia/Lord_Howe", date(2026, 4, 5), 24.5),
+        ("Australia/Lord_Howe", date(2026, 10, 4), 23.5),
+        ("Pacific/Apia", date(2011, 12, 30), 0),  # there was none
+        ("Asia/Kathmandu", date(2026, 3, 1), 24),
+    ],
+)
+def test_a_day_has_the_hours_that_its_clocks_have(zone: str, day: date, hours: float) -> None:
+    start, end = (midnight(day + timedelta(days=n), ZoneInfo(zone)) for n in (0, 1))
+
+    assert end - start == timedelta(hours=hours)
+
+
+def test_a_month_has_the_hours_of_its_days() -> None:
+    lengths = {
+        (zone, month): month_of(2026, month, ZoneInfo(zone)) for zone, month in CHANGED_CLOCKS
+    }
+    hours = {key: (each.end - each.start) / timedelta(hours=1) for key, each in lengths.items()}
+
+    assert hours == CHANGED_CLOCKS
+    assert (month_of(2011, 12, APIA).end - month_of(2011, 12, APIA).start) == timedelta(days=30)
 
 
 @settings(max_examples=600, deadline=None)

@@ -71,9 +71,9 @@ class Command(console.NounCommand):
         preview.add_argument("--json", action="store_true")
         preview.set_defaults(act=self.preview)
         verify = verbs.add_parser("verify", help="recompute an invoice from the ledger")
-        verify.add_argument("number", nargs="*")
+        verify.add_argument("number", nargs="*", metavar="NUMBER")
         verify.add_argument("--all", action="store_true", help="every invoice, in their order")
-        verify.add_argument("--pdf", type=Path, help="a file that somebody has, to compare")
+        verify.add_argument("--pdf", type=Path, help="a file that somebody has, to compare; of one")
         verify.set_defaults(act=self.verify)
         export = verbs.add_parser("export", help="write an invoice to a file or to stdout")
         export.add_argument("number")
@@ -157,14 +157,24 @@ class Command(console.NounCommand):
 
     def preview(self, *, organization: str, period: str | None, json: bool, **_: Any) -> None:
         account = Account.of(console.find_organization(organization))
-        snapshot = exports.preview(account, _period(account, period))
+        chosen = _period(account, period)
+        snapshot = _or_refuse(exports.preview, account, chosen)
         if json:
             self.stdout.write(snapshots.canonical(snapshot).decode())
-        else:
-            self._print(snapshot)
+            return
+        zone = ZoneInfo(account.organization.timezone)
+        start, end = (
+            f"{each.astimezone(zone):%Y-%m-%d %H:%M}" for each in (chosen.start, chosen.end)
+        )
+        self.tell(f"{organization} from {start} to {end} ({zone}), as it is booked so far:")
+        self._print(snapshot)
 
     def verify(self, *, number: list[str], all: bool, pdf: Path | None, **_: Any) -> None:
-        given = pdf.read_bytes() if pdf else None
+        if bool(number) == all:
+            raise CommandError("Name invoices, or --all of them.")
+        if pdf and len(number) != 1:
+            raise CommandError("A PDF is of one invoice: name that.")
+        given = _or_refuse(pdf.read_bytes) if pdf else None
         issued = Invoice.objects.filter(number__isnull=False).order_by("issuer", "year", "serial")
         wrong = []
         for invoice in issued.iterator() if all else map(_issued, number):
@@ -174,8 +184,9 @@ class Command(console.NounCommand):
             if findings:
                 wrong.append(str(invoice))
             else:
+                source = "ledger" if invoice.corrects is None else str(invoice.corrects)
                 self.stdout.write(
-                    f"✓ {invoice}: ledger, lines, totals, hash, chain and PDF are right."
+                    f"✓ {invoice}: {source}, lines, totals, hash, chain and PDF are right."
                 )
         if wrong:
             raise CommandError(f"Not as it was issued: {', '.join(wrong)}.")
@@ -262,7 +273,7 @@ class Command(console.NounCommand):
             for chunk in chunks:
                 sys.stdout.buffer.write(chunk)
             return
-        with output.open("wb") as file:
+        with _or_refuse(output.open, "wb") as file:
             file.writelines(chunks)
         self.tell(f"{output}")
 
@@ -347,5 +358,5 @@ def _or_refuse(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
     """Call it; what it refuses is told to the person."""
     try:
         return call(*args, **named)
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, OSError) as error:
         raise CommandError(str(error)) from error
