@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, F, OuterRef, Q, QuerySet, Subquery, When
+from django.db.models import Case, OuterRef, Q, QuerySet, Subquery, When
 from django.db.models.functions import Coalesce
 
 from billing import invoicing
@@ -37,24 +37,27 @@ def due_organizations(at: datetime) -> list[int]:
 
 def due_reminders(at: datetime) -> list[int]:
     """Return the ids of overdue invoices whose next reminder is due."""
-    overdue = Invoice.objects.filter(status=InvoiceStatus.ISSUED, due_at__lt=at)
     stages = Q(pk__in=[])
     for count, after in enumerate(REMINDED_AFTER):
-        stages |= Q(reminders=count, due_at__lte=at - after)
-    found = overdue.filter(stages).order_by("due_at", "pk")
+        stages |= Q(reminders__lte=count, due_at__lte=at - after)
+    found = Invoice.objects.filter(stages, status=InvoiceStatus.ISSUED).order_by("due_at", "pk")
     return list(found.values_list("pk", flat=True)[:REMINDERS_AT_ONCE_MAX])
 
 
 def remind(invoice_id: int, at: datetime) -> bool:
-    """Remind of an overdue invoice if that is due and nobody else does: a conditional UPDATE knows."""
+    """Remind of an overdue invoice if that is due and nobody else does: a conditional UPDATE knows.
+
+    Once for all reminders that were missed while nobody was at work.
+    """
     invoice = Invoice.objects.filter(pk=invoice_id).first()
-    if invoice is None or invoice.pk not in due_reminders(at):
+    if invoice is None or invoice.due_at is None:
         return False
+    stage = sum(invoice.due_at + after <= at for after in REMINDED_AFTER)
     with transaction.atomic():
         unclaimed = Invoice.objects.filter(
-            pk=invoice.pk, status=InvoiceStatus.ISSUED, reminders=invoice.reminders
+            pk=invoice.pk, status=InvoiceStatus.ISSUED, reminders__lt=stage
         )
-        claimed = unclaimed.update(reminders=F("reminders") + 1, reminded_at=at)
+        claimed = unclaimed.update(reminders=stage, reminded_at=at)
         if claimed:
             invoicing.tell(EventType.INVOICE_OVERDUE, invoice, at)
     return bool(claimed)

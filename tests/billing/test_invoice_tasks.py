@@ -123,6 +123,19 @@ def test_an_overdue_invoice_is_reminded_of_a_few_times(acme: Tenant, vlm: Price)
     assert of(acme).reminders == len(sweeping.REMINDED_AFTER)
 
 
+def test_reminders_that_were_missed_are_sent_as_one(acme: Tenant, vlm: Price) -> None:
+    use(acme, vlm)
+    issued = issue(acme)
+    assert issued.due_at is not None
+    for minute in range(4):
+        sweeping.remind(issued.pk, issued.due_at + timedelta(days=20, minutes=minute))
+
+    told = Event.objects.filter(organization=acme.organization, type="invoice.overdue")
+    assert told.count() == 1
+    assert issued.pk not in sweeping.due_reminders(issued.due_at + timedelta(days=29))
+    assert issued.pk in sweeping.due_reminders(issued.due_at + timedelta(days=30))
+
+
 def test_an_undrawn_invoice_is_drawn(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
     issued = issue(acme)
