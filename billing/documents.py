@@ -4,8 +4,8 @@ import hashlib
 import zlib
 from importlib.metadata import version
 
-from billing import invoice_pdf
 from billing.invoices import Invoice, InvoiceDocument
+from billing.snapshots import Snapshot
 
 DRAWN_AT_ONCE_MAX = 200
 _DRAWS = ("fpdf2", "fonttools", "pylopdf-fonts-zh-tw")
@@ -17,7 +17,7 @@ def document(invoice: Invoice) -> InvoiceDocument:
     found = InvoiceDocument.objects.filter(invoice=invoice).first()
     if found is not None:
         return found
-    content = invoice_pdf.draw(invoice.frozen)
+    content = draw(invoice.frozen)
     row, _ = InvoiceDocument.objects.get_or_create(
         invoice=invoice,
         defaults={"content": content, "sha256": sha256(content), "drawn_by": drawn_by()},
@@ -34,8 +34,15 @@ def undrawn() -> list[int]:
 def pdf(invoice: Invoice) -> bytes:
     """Return the PDF: the kept one of an issued invoice, a new one of a draft."""
     if invoice.number is None:
-        return invoice_pdf.draw(invoice.frozen)
+        return draw(invoice.frozen)
     return bytes(document(invoice).content)
+
+
+def draw(snapshot: Snapshot) -> bytes:
+    """Return the PDF of a snapshot, drawn now; of the same snapshot the same bytes."""
+    from billing import invoice_pdf  # here, because most processes draw none, and fpdf2 is 30 MB
+
+    return invoice_pdf.draw(snapshot)
 
 
 def sha256(content: bytes) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from billing import documents, invoice_pdf, metered, prices, snapshots
+from billing import documents, metered, prices, snapshots
 from billing.invoices import Invoice, InvoiceLine, totals
 from billing.periods import Period
 from billing.rating import Kind, Quantity, Rated, rate
@@ -227,7 +227,7 @@ def _kept_pdf(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(
             "PDF", f"the kept file has the hash {documents.sha256(content)}, not {document.sha256}"
         )
-    elif document.drawn_by == documents.drawn_by() and invoice_pdf.draw(snapshot) != content:
+    elif document.drawn_by == documents.drawn_by() and documents.draw(snapshot) != content:
         yield Finding("PDF", "the kept file is not what the snapshot is drawn to")
 
 

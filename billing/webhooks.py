@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from ipaddress import ip_address
-
-import httpx
+from typing import TYPE_CHECKING
 
 from tenants.addresses import is_public
 
+if TYPE_CHECKING:
+    import httpx  # otherwise where it is used: the models know this module, and the door sends no webhooks
+
 URL_LENGTH_MAX = 500
 ADDRESSES_MAX = 3  # tried of one name; all that it has are judged
-TIMEOUT = httpx.Timeout(10, connect=5)
+TIMEOUT_S, CONNECT_TIMEOUT_S = 10, 5
 SECRET_PREFIX = "whsec_"
 
 
@@ -54,8 +56,10 @@ class Message:
         }
 
 
-def check_url(text: str, *, allow_private: bool) -> httpx.URL:
+def check_url(text: str, *, allow_private: bool) -> "httpx.URL":
     """Return the URL if it may be a webhook's; WebhookFailed with what is wrong. Resolves nothing."""
+    import httpx
+
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
@@ -71,11 +75,14 @@ def check_url(text: str, *, allow_private: bool) -> httpx.URL:
 
 def post(text: str, message: Message, *, secret: str, allow_private: bool) -> None:
     """Send the message, and read nothing of the answer but its status. WebhookFailed unless that is 2xx."""
+    import httpx
+
     url = check_url(text, allow_private=allow_private)
     addresses = _addresses(url, allow_private=allow_private)
     headers = message.headers(secret) | {"host": url.netloc.decode("ascii")}
+    timeout = httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     with httpx.Client(
-        timeout=TIMEOUT, follow_redirects=False, trust_env=False, verify=_tls()
+        timeout=timeout, follow_redirects=False, trust_env=False, verify=_tls()
     ) as client:
         for number, address in enumerate(addresses, 1):
             try:
@@ -92,7 +99,7 @@ def post(text: str, message: Message, *, secret: str, allow_private: bool) -> No
 
 
 def _ask(
-    client: httpx.Client, url: httpx.URL, address: str, headers: dict[str, str], body: bytes
+    client: "httpx.Client", url: "httpx.URL", address: str, headers: dict[str, str], body: bytes
 ) -> int:
     """Dial this address, while TLS and Host keep the name."""
     with client.stream(
@@ -105,7 +112,7 @@ def _ask(
         return response.status_code
 
 
-def _addresses(url: httpx.URL, *, allow_private: bool) -> Sequence[str]:
+def _addresses(url: "httpx.URL", *, allow_private: bool) -> Sequence[str]:
     """Resolve the name once. One that has no address is refused like one that has a private one."""
     try:
         answers = socket.getaddrinfo(_host(url), None, type=socket.SOCK_STREAM)
@@ -117,7 +124,7 @@ def _addresses(url: httpx.URL, *, allow_private: bool) -> Sequence[str]:
     return addresses[:ADDRESSES_MAX]
 
 
-def _host(url: httpx.URL) -> str:
+def _host(url: "httpx.URL") -> str:
     return url.raw_host.decode("ascii")
 
 

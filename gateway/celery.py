@@ -1,4 +1,8 @@
-"""The Celery application: `celery -A gateway worker -B`."""
+"""The Celery application: `celery -A gateway worker -B`.
+
+Only the worker loads it. Nothing is enqueued by the door, the pages or a command: what is due is found in the
+database (`billing.sweeping`), so a gateway process goes without Celery's memory.
+"""
 
 import os
 

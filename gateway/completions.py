@@ -18,20 +18,21 @@ _objects = msgspec.json.Decoder(list[dict[str, Raw]])
 _string = msgspec.json.Decoder(str)
 
 
-class Delta(msgspec.Struct):
+# Made for every event of a stream. They hold no cycles, so the collector need not know of them.
+class Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
     tool_calls: Raw = Raw(b"")
 
 
-class ChunkChoice(msgspec.Struct):
-    index: Raw = Raw(b"0")  # only ever compared
+class ChunkChoice(msgspec.Struct, gc=False):
+    index: Any = 0  # only ever compared
     delta: Delta = msgspec.field(default_factory=Delta)
     finish_reason: str | None = None
 
 
-class Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct, gc=False):
     """What the door reads of one event of a stream; the event itself passes as it is."""
 
     choices: list[ChunkChoice] = []

@@ -7,6 +7,7 @@ it asked) and [DONE]; rewritten are those that would show the backend's name of 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -66,7 +67,7 @@ class Listener:
         self.stops = 0  # choices that the model ended by itself
         self._broken: StreamBroken | None = None
         self._has_finish = False
-        self._written: dict[bytes, list[str]] = {}  # by choice: their events interleave
+        self._written: dict[int | None, list[str]] = {}  # by choice: their events interleave
         self._meter = meter
         self._malformed = 0
         self._bytes_left = bytes_max
@@ -82,12 +83,14 @@ class Listener:
                     break
                 if said := self._hear(event):
                     passed.append(said)
-                    self._bytes_left -= len(said) + len(END)
-            if self._bytes_left < 0:
-                raise StreamBroken("the stream is longer than any answer may be")
         except StreamBroken as error:
             self._broken = error
-        return END.join((*passed, b""))
+        passed.append(b"")
+        told = END.join(passed)
+        self._bytes_left -= len(told)
+        if self._bytes_left < 0 and self._broken is None:
+            self._broken = StreamBroken("the stream is longer than any answer may be")
+        return told
 
     @property
     def is_over(self) -> bool:
@@ -142,7 +145,7 @@ class Listener:
             if choice.finish_reason:
                 self._has_finish = True
                 self.stops += choice.finish_reason == "stop"
-            self._note(bytes(choice.index), choice.delta)
+            self._note(choice.index, choice.delta)
         if self.is_cut:
             return self.cut()
         if chunk.usage != NULL:
@@ -155,8 +158,12 @@ class Listener:
             event = MODEL_FIELD.sub(lambda _: self._model_field or b"", event, count=1)
         return event
 
-    def _note(self, choice: bytes, delta: Delta) -> None:
-        written = self._written.setdefault(choice, [])
+    def _note(self, index: Any, delta: Delta) -> None:
+        # What is no number is one choice more, whatever it is: nothing goes uncounted.
+        choice = index if type(index) is int else None
+        written = self._written.get(choice)
+        if written is None:
+            written = self._written[choice] = []
         chars = 0
         for text in (delta.content, delta.reasoning_content, delta.refusal):
             if text:

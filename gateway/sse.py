@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 DATA = b"data:"
+OBJECT = b"data: {"
 DONE = b"[DONE]"
 END = b"\n\n"  # of an event
 
@@ -25,11 +26,12 @@ class EventSplitter:
         if b"\r" in data:
             # A lone \r at the very end may be half of \r\n: it waits in the rest, being no event's end.
             data = data.replace(b"\r\n", b"\n")
-        *events, self._rest = data.split(END)
+        events = data.split(END)
+        self._rest = events.pop()
         # Whole events that came with it pass first; the next reading finds it too long as well.
         if len(self._rest) > self._event_bytes_max and not events:
             raise StreamBroken(f"an event is longer than {self._event_bytes_max} bytes")
-        return [event for event in events if event]
+        return events if all(events) else [event for event in events if event]
 
     @property
     def rest(self) -> bytes:
@@ -39,8 +41,11 @@ class EventSplitter:
 
 def payload(event: bytes) -> bytes:
     """Return the event's data without its field name; b"" for a comment. Several data lines are joined."""
-    if event.startswith(DATA) and b"\n" not in event:
-        return event[5:].strip()
+    if b"\n" not in event:
+        if event.startswith(OBJECT):  # nearly all
+            return event[6:]
+        if event.startswith(DATA):
+            return event[5:].strip()
     return b"\n".join(_data_lines(event)).strip()
 
 

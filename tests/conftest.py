@@ -14,6 +14,8 @@ from django.apps import apps
 from django.db import connection
 from django.test.utils import setup_databases, teardown_databases
 
+import gateway.celery  # noqa: F401  tests run tasks as the worker does, which alone has this application
+
 OUR_APPS = ("tenants", "billing", "gateway")
 
 pytest_plugins = ["tests.cast", "tests.door"]

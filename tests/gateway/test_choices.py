@@ -85,6 +85,22 @@ def test_others_are_believed(
     assert (record.tokens_out, record.usage_source) == (4, "upstream")
 
 
+@pytest.mark.parametrize("index", [None, "one", [1], {"1": 1}], ids=repr)
+def test_a_choice_without_a_number_is_counted_too(
+    door: Door, alice: Tenant, models: dict[str, Model], index: Any
+) -> None:
+    door.wait_for_model(alice, models["llama_cpp"].name)
+    words = [
+        Send(event(choices=[{"index": each, "delta": {"content": " one two three"}}]))
+        for each in (0, index)
+    ]
+    door.backend.script([STREAM_HEAD, *words, usage_event(OF_ONE), DONE])
+
+    response = door.chat(alice, model=models["llama_cpp"].name, n=2, max_tokens=20, stream=True)
+
+    assert door.record(response.headers["x-request-id"]).tokens_out == 2 * 3
+
+
 def ask(door: Door, tenant: Tenant, model: Model, *, is_stream: bool) -> Any:
     door.wait_for_model(tenant, model.name)
     door.backend.script(streamed() if is_stream else whole())
