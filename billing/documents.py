@@ -51,5 +51,7 @@ def sha256(content: bytes) -> str:
 
 def drawn_by() -> str:
     """Name what draws: with another version of it the same snapshot may become other bytes."""
+    from billing import invoice_pdf  # here, as in `draw`
+
     libraries = " ".join(f"{name} {version(name)}" for name in _DRAWS)
     return f"drawing {invoice_pdf.DRAWING} {libraries} zlib {zlib.ZLIB_RUNTIME_VERSION}"
