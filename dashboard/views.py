@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.mixins import LoginRequiredMixin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.db.models import Q
@@ -27,6 +28,7 @@ from billing.money import format_pico
 from billing.periods import Period
 from dashboard import gauges, invoices, months, overview, records
 from dashboard.access import is_operator, organizations_of
+from dashboard.attempts import WAIT_S
 from dashboard.charts import Chart, Column, chart
 from dashboard.figures import amount, compact, grouped
 from dashboard.overview import KINDS, Overview
@@ -54,6 +56,13 @@ class SignIn(Guarded, LoginView):
     template_name = "dashboard/sign_in.html"
     authentication_form = SignInForm
     redirect_authenticated_user = True
+
+    def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
+        answer = super().form_invalid(form)
+        if isinstance(form, SignInForm) and form.must_wait:
+            answer.status_code = 429
+            answer.headers["Retry-After"] = str(WAIT_S)
+        return answer
 
 
 class SignOut(LogoutView):

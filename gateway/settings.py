@@ -136,13 +136,6 @@ LOGIN_URL, LOGIN_REDIRECT_URL, LOGOUT_REDIRECT_URL = (
     "dashboard:home",
     "dashboard:sign-in",
 )
-# In each process: it counts who tries to sign in.
-CACHES = {
-    "default": {
-        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
-        "OPTIONS": {"MAX_ENTRIES": 10_000},
-    }
-}
 SESSION_COOKIE_HTTPONLY = True
 SECURE_COOKIES = env_bool("TESSERA_SECURE_COOKIES", False)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
