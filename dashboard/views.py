@@ -2,7 +2,6 @@
 
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from django.contrib.auth.forms import AuthenticationForm
@@ -103,15 +102,15 @@ class OrganizationPage(LoginRequiredMixin, Guarded):
             self.visit, self.organization = visit, visit.organization
             self.zone = ZoneInfo(self.organization.timezone)
 
-    def get(self, request: HttpRequest, slug: str, **kwargs: Any) -> HttpResponseBase:
+    def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
         try:
             with reading.bounded():
-                answer = self.answer(**kwargs)
+                answer = self.answer()
                 return answer.render() if isinstance(answer, TemplateResponse) else answer
         except reading.TooMuch:
             return self.too_much()
 
-    def answer(self, **kwargs: Any) -> HttpResponseBase:
+    def answer(self) -> HttpResponseBase:
         """Read what the page shows. Each statement has its time; see `too_much`."""
         raise NotImplementedError
 
@@ -214,8 +213,8 @@ class RecordsPage(OrganizationPage):
 
 
 class ReceiptPage(OrganizationPage):
-    def answer(self, request_id: UUID) -> TemplateResponse:
-        receipt = records.receipt(self.organization, request_id)
+    def answer(self) -> TemplateResponse:
+        receipt = records.receipt(self.organization, self.kwargs["request_id"])
         if receipt is None:
             raise Http404("There is no such usage record.")
         return self.show("receipt", receipt=receipt, record=receipt.record)
@@ -224,9 +223,9 @@ class ReceiptPage(OrganizationPage):
 class InvoicePage(OrganizationPage):
     """A page of what was invoiced, which a role may not see; it says so, and whom to ask."""
 
-    def get(self, request: HttpRequest, slug: str, **kwargs: Any) -> HttpResponseBase:
+    def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
         if self.visit.sees_invoices:
-            return super().get(request, slug, **kwargs)
+            return super().get(request, **kwargs)
         askable = access.who_sees_invoices(self.organization)
         return self.show("invoices_closed", status=403, role=self.visit.role, askable=askable)
 
@@ -239,8 +238,9 @@ class InvoicesPage(InvoicePage):
 class InvoiceDownload(InvoicePage):
     """A file, as long as it is: it is sent as it is read."""
 
-    def answer(self, pk: int, format: str) -> StreamingHttpResponse:
-        invoice = invoices.find(self.organization, pk)
+    def answer(self) -> StreamingHttpResponse:
+        format = self.kwargs["format"]
+        invoice = invoices.find(self.organization, self.kwargs["pk"])
         if invoice is None or format not in invoices.CONTENT_TYPES:
             raise Http404("There is no such download.")
         name = invoices.filename(invoice, format)

@@ -30,6 +30,7 @@ COLUMNS = (
     "source",
     "status",
     "amount",
+    "billed",
     "canvases",
 )
 
@@ -119,6 +120,7 @@ def _row(record: UsageRecord) -> console.Row:
         "source": record.usage_source,
         "status": record.status,
         "amount": f"{record.price.currency} {format_pico(record.amount_pico)}",
+        "billed": _month(record),
         "canvases": "; ".join(record.canvases) or None,
     }
 
@@ -126,6 +128,12 @@ def _row(record: UsageRecord) -> console.Row:
 def _prompt(record: UsageRecord) -> str:
     ours, theirs = record.counted_prompt, record.upstream_prompt
     return str(ours) if theirs in (None, ours) else f"{ours} (backend: {theirs})"
+
+
+def _month(record: UsageRecord) -> str:
+    """Return the month that it is billed in, as its organization counts months."""
+    billed_at = record.billed_at.astimezone(ZoneInfo(record.organization.timezone))
+    return f"{billed_at:%Y-%m}{' (late)' if record.is_late else ''}"
 
 
 def _time(record: UsageRecord, zone: tzinfo) -> str:
@@ -163,6 +171,8 @@ def _as_json(record: UsageRecord) -> console.Row:
         "first_byte_at": _isoformat(record.first_byte_at),
         "finished_at": _isoformat(record.finished_at),
         "recorded_at": _isoformat(record.recorded_at),
+        "billed_at": _isoformat(record.billed_at),
+        "is_late": record.is_late,
     }
 
 
