@@ -6,11 +6,10 @@ from django import forms
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest
-from django.utils.timezone import now
 
 from billing.budgets import Budget, BudgetWindow, parse_limit
 from billing.money import format_micro, format_pico
-from tenants.admin import AuditedAdmin, ReadOnlyInline
+from tenants.admin import ChangingAdmin, ReadOnlyInline
 
 
 class LimitField(forms.CharField):
@@ -73,7 +72,7 @@ def _in_currency(window: BudgetWindow, pico: int) -> str:
 
 
 @admin.register(Budget)
-class BudgetAdmin(AuditedAdmin[Budget]):
+class BudgetAdmin(ChangingAdmin[Budget]):
     """A budget keeps its owner and its period; it is switched off, never deleted, as its windows are history."""
 
     form = BudgetForm
@@ -100,14 +99,3 @@ class BudgetAdmin(AuditedAdmin[Budget]):
 
     def has_delete_permission(self, request: HttpRequest, obj: Budget | None = None) -> bool:
         return False
-
-    def save_model(
-        self, request: HttpRequest, obj: Budget, form: "forms.ModelForm[Budget]", change: bool
-    ) -> None:
-        """Save it, and record a change with what was before."""
-        if not change:
-            super().save_model(request, obj, form, change)
-            return
-        assert request.user.is_authenticated, "the admin has let a person in"
-        values = {name: form.cleaned_data[name] for name in form.changed_data}
-        Budget.objects.get(pk=obj.pk).change(by=request.user, at=now(), **values)

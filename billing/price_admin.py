@@ -17,7 +17,7 @@ from billing.money import format_micro
 from billing.price_lists import TOKEN_KINDS, Allowance, Price, PriceList, PriceTier
 from billing.tiers import TierMode
 from billing.worked_example import KINDS
-from tenants.admin import AuditedAdmin
+from tenants.admin import AuditedAdmin, ChangingAdmin
 
 
 class AmountField(forms.CharField):
@@ -164,7 +164,7 @@ class AllowanceAdmin(AuditedAdmin[Allowance]):
 
 
 @admin.register(Account)
-class AccountAdmin(AuditedAdmin[Account]):
+class AccountAdmin(ChangingAdmin[Account]):
     """What an organization is billed by. Which of its periods are closed is not decided here."""
 
     list_display = ["organization", "price_list", "discount_bp", "tax_bp", "tax_exempt"]
@@ -177,14 +177,3 @@ class AccountAdmin(AuditedAdmin[Account]):
 
     def has_delete_permission(self, request: HttpRequest, obj: Account | None = None) -> bool:
         return False
-
-    def save_model(
-        self, request: HttpRequest, obj: Account, form: "forms.ModelForm[Account]", change: bool
-    ) -> None:
-        """Save it, and record a change with what was before."""
-        if not change:
-            super().save_model(request, obj, form, change)
-            return
-        assert request.user.is_authenticated, "the admin has let a person in"
-        values = {name: form.cleaned_data[name] for name in form.changed_data}
-        Account.objects.get(pk=obj.pk).change(by=request.user, at=now(), **values)

@@ -83,6 +83,18 @@ class AuditedAdmin(ModelAdmin[M]):
         AuditEntry.record(action, obj, by=_person(request), at=now(), detail=detail)
 
 
+class ChangingAdmin(AuditedAdmin[M]):
+    """Changes a row by its own verb, `change`, which records what was before."""
+
+    def save_model(self, request: HttpRequest, obj: M, form: ModelForm[M], change: bool) -> None:
+        if not change:
+            super().save_model(request, obj, form, change)
+            return
+        values = {name: form.cleaned_data[name] for name in form.changed_data}
+        stored: Any = type(obj)._default_manager.get(pk=obj.pk)
+        stored.change(by=_person(request), at=now(), **values)
+
+
 class SuspendableAdmin(AuditedAdmin[S]):
     """Suspends and resumes by action, so that it is recorded as such."""
 

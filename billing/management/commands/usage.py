@@ -1,6 +1,5 @@
 """manage.py usage"""
 
-import argparse
 import json
 from datetime import UTC, datetime, tzinfo
 from typing import Any
@@ -15,7 +14,6 @@ from tenants import console, keys
 from tenants.models import Organization
 
 LIMIT_DEFAULT = 20
-LIMIT_MAX = console.LIST_MAX
 COLUMNS = (
     "request_id",
     "team",
@@ -46,13 +44,7 @@ class Command(console.NounCommand):
         parser.add_argument("--team", metavar="SLUG", help="of this team of the organization only")
         parser.add_argument("--key", metavar="PUBLIC_ID", help="of this key only")
         parser.add_argument("--model", metavar="NAME", help="for this model only")
-        parser.add_argument(
-            "--limit",
-            type=_limit,
-            default=LIMIT_DEFAULT,
-            metavar="N",
-            help=f"at most {LIMIT_MAX} (default: %(default)s)",
-        )
+        self.add_limit(parser, LIMIT_DEFAULT)
         parser.add_argument(
             "--since",
             metavar="WHEN",
@@ -178,12 +170,6 @@ def _as_json(record: UsageRecord) -> console.Row:
 
 def _isoformat(moment: datetime | None) -> str | None:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds") if moment else None
-
-
-def _limit(text: str) -> int:
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= LIMIT_MAX:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {LIMIT_MAX}.")
 
 
 def _moment(text: str, zone: tzinfo) -> datetime:
