@@ -18,6 +18,7 @@ from django.utils import timezone
 from billing.money import MICRO_DECIMALS, parse_micro
 from billing.rating import PICO_PER_MICRO
 from tenants.models import Actor, ApiKey, AuditEntry, Organization, Team
+from tenants.owners import Owned
 
 LIMIT_MICRO_MAX = 10**17  # a hundred thousand million currency units
 THRESHOLDS_MAX = 10
@@ -41,7 +42,7 @@ def default_thresholds() -> list[int]:
     return [50, 80, 100]
 
 
-class Budget(models.Model):
+class Budget(Owned):
     """A limit in money, in tokens, or in both, over the narrowest of organization, team and key that is set."""
 
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="budgets")
@@ -118,24 +119,9 @@ class Budget(models.Model):
     def __str__(self) -> str:
         return f"{self.name or 'budget'} of {self.owner}"
 
-    @property
-    def level(self) -> str:
-        if self.key_id is not None:
-            return "key"
-        return "team" if self.team_id is not None else "organization"
-
-    @property
-    def owner(self) -> ApiKey | Team | Organization:
-        return self.key or self.team or self.organization
-
     def clean(self) -> None:
-        """Fill in what a narrower owner implies, and refuse owners that do not belong together."""
-        if self.key is not None and self.team_id is None:
-            self.team = self.key.team
-        if self.key is not None and self.key.team_id != self.team_id:
-            raise ValidationError({"key": "This key belongs to another team."})
-        if self.team is not None and self.team.organization_id != self.organization_id:
-            raise ValidationError({"team": "This team belongs to another organization."})
+        """Judge the owner, sort the thresholds, and refuse a budget that limits nothing."""
+        super().clean()
         self.alert_percents = sorted(set(self.alert_percents or []))
         if self.limit_micro is None and self.limit_tokens is None:
             raise ValidationError("Give a limit in money, in tokens, or both.")

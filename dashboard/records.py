@@ -11,6 +11,7 @@ from uuid import UUID
 from django.db.models import Q, QuerySet
 
 from billing.models import Price, UsageKind, UsageRecord, UsageStatus
+from billing.periods import Period
 from billing.rating import PICO_PER_MICRO, Kind
 from dashboard import figures
 from gateway.models import Model
@@ -24,35 +25,41 @@ SEPARATOR = "_"
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The last record of a page; the next page begins after it."""
+    """A record at the edge of a page; the next page begins beyond it."""
 
-    recorded_at: datetime
+    at: datetime
     request_id: UUID
 
     @classmethod
     def parse(cls, text: str) -> "Cursor":
         """Read what `str` wrote; ValueError for anything else."""
         at, _, request_id = text.partition(SEPARATOR)
-        recorded_at = datetime.fromisoformat(at)
-        if recorded_at.tzinfo is None:
+        moment = datetime.fromisoformat(at)
+        if moment.tzinfo is None:
             raise ValueError(f"{text!r} has no time zone.")
-        return cls(recorded_at, UUID(request_id))
+        return cls(moment, UUID(request_id))
 
     def __str__(self) -> str:
-        return f"{self.recorded_at.isoformat()}{SEPARATOR}{self.request_id}"
+        return f"{self.at.isoformat()}{SEPARATOR}{self.request_id}"
 
-    @property
-    def older(self) -> Q:
+    def older(self, column: str) -> Q:
+        return self._beyond(column, "lt")
+
+    def newer(self, column: str) -> Q:
+        return self._beyond(column, "gt")
+
+    def _beyond(self, column: str, way: str) -> Q:
         # The first part is what the index is entered by.
-        return Q(recorded_at__lte=self.recorded_at) & (
-            Q(recorded_at__lt=self.recorded_at) | Q(request_id__lt=self.request_id)
+        return Q(**{f"{column}__{way}e": self.at}) & (
+            Q(**{f"{column}__{way}": self.at}) | Q(**{f"request_id__{way}": self.request_id})
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which records are wanted; what is None or empty does not matter."""
+    """Which records are wanted; what is None or empty does not matter. A period is the one that they are billed in."""
 
+    period: Period | None = None
     team: Team | None = None
     key: ApiKey | None = None
     model_name: str = ""
@@ -61,12 +68,19 @@ class Filter:
     @property
     def condition(self) -> Q:
         wanted = {
+            "billed_at__gte": self.period and self.period.start,
+            "billed_at__lt": self.period and self.period.end,
             "team": self.team,
             "key": self.key,
             "model_name": self.model_name,
             "status": self.status,
         }
         return Q(**{name: value for name, value in wanted.items() if value})
+
+    @property
+    def column(self) -> str:
+        """What they are ordered by: each has its index, and that of a period reads no other one."""
+        return "billed_at" if self.period else "recorded_at"
 
     @property
     def is_set(self) -> bool:
@@ -76,18 +90,41 @@ class Filter:
 @dataclass(frozen=True, slots=True)
 class Page:
     records: Sequence[UsageRecord]
-    after: Cursor | None  # None: there are no older ones
+    newer: Cursor | None  # None: there are none
+    older: Cursor | None
 
 
-def page(organization: Organization, wanted: Filter, after: Cursor | None) -> Page:
-    """Return the records after the cursor, the latest first; one query."""
-    rows = _of(organization).filter(wanted.condition)
+def page(
+    organization: Organization,
+    wanted: Filter,
+    *,
+    after: Cursor | None = None,
+    before: Cursor | None = None,
+) -> Page:
+    """Return the latest records, or those next after or before a cursor; always the latest first.
+
+    What is before and fills no page is the first page, so that this one has no gaps.
+    """
+    rows, column = _of(organization).filter(wanted.condition), wanted.column
+    if before is not None:
+        above = rows.filter(before.newer(column)).order_by(column, "request_id")
+        found = list(above[: PAGE_ROWS + 1])
+        if len(found) > PAGE_ROWS:
+            return _page(found[:PAGE_ROWS][::-1], column, has_newer=True, has_older=True)
     if after is not None:
-        rows = rows.filter(after.older)
-    found = list(rows.order_by("-recorded_at", "-request_id")[: PAGE_ROWS + 1])
-    shown = found[:PAGE_ROWS]
-    has_more = len(found) > PAGE_ROWS
-    return Page(shown, Cursor(shown[-1].recorded_at, shown[-1].request_id) if has_more else None)
+        rows = rows.filter(after.older(column))
+    found = list(rows.order_by(f"-{column}", "-request_id")[: PAGE_ROWS + 1])
+    has_older = len(found) > PAGE_ROWS
+    return _page(found[:PAGE_ROWS], column, has_newer=after is not None, has_older=has_older)
+
+
+def _page(shown: list[UsageRecord], column: str, *, has_newer: bool, has_older: bool) -> Page:
+    edges = [Cursor(getattr(row, column), row.request_id) for row in (shown[:1] + shown[-1:])]
+    return Page(
+        shown,
+        newer=edges[0] if has_newer and shown else None,
+        older=edges[-1] if has_older else None,
+    )
 
 
 def models_of(organization: Organization, chosen: str) -> list[str]:

@@ -1,11 +1,10 @@
 """The pages. Each begins at the organization that its person may see; any other is not found."""
 
-from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime
 from typing import Any
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.mixins import LoginRequiredMixin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.db.models import Q
@@ -25,8 +24,9 @@ from django.views.generic.base import View
 from billing.models import UsageStatus
 from billing.money import format_pico
 from billing.periods import Period
-from dashboard import gauges, invoices, months, overview, records
-from dashboard.access import is_operator, organizations_of
+from dashboard import access, gauges, invoices, months, overview, reading, records
+from dashboard.access import Visit, is_operator, organizations_of
+from dashboard.attempts import WAIT_S
 from dashboard.charts import Chart, Column, chart
 from dashboard.figures import amount, compact, grouped
 from dashboard.overview import KINDS, Overview
@@ -55,6 +55,13 @@ class SignIn(Guarded, LoginView):
     authentication_form = SignInForm
     redirect_authenticated_user = True
 
+    def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
+        answer = super().form_invalid(form)
+        if isinstance(form, SignInForm) and form.must_wait:
+            answer.status_code = 429
+            answer.headers["Retry-After"] = str(WAIT_S)
+        return answer
+
 
 class SignOut(LogoutView):
     http_method_names = ["post", "options"]
@@ -82,87 +89,123 @@ class Home(LoginRequiredMixin, Guarded):
 class OrganizationPage(LoginRequiredMixin, Guarded):
     """A page of one organization, in its currency and its time zone."""
 
+    visit: Visit
     organization: Organization
     zone: ZoneInfo
 
     def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         super().setup(request, *args, **kwargs)
         if request.user.is_authenticated:
-            mine = organizations_of(request.user)
-            self.organization = get_object_or_404(mine, slug=kwargs["slug"])
+            visit = access.visit(request.user, kwargs["slug"])
+            if visit is None:
+                raise Http404("There is no such organization.")
+            self.visit, self.organization = visit, visit.organization
             self.zone = ZoneInfo(self.organization.timezone)
 
-    def show(self, page: str, **context: Any) -> TemplateResponse:
+    def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
+        try:
+            with reading.bounded():
+                answer = self.answer()
+                return answer.render() if isinstance(answer, TemplateResponse) else answer
+        except reading.TooMuch:
+            return self.too_much()
+
+    def answer(self) -> HttpResponseBase:
+        """Read what the page shows. Each statement has its time; see `too_much`."""
+        raise NotImplementedError
+
+    def too_much(self) -> TemplateResponse:
+        return self.show("too_much", status=503)
+
+    def show(self, page: str, status: int = 200, **context: Any) -> TemplateResponse:
         common = {
             "organization": self.organization,
             "page": page,
-            "is_operator": is_operator(self.request.user),
+            "is_operator": self.visit.is_operator,
+            "sees_invoices": self.visit.sees_invoices,
         }
-        return TemplateResponse(self.request, f"dashboard/{page}.html", common | context)
+        return TemplateResponse(
+            self.request, f"dashboard/{page}.html", common | context, status=status
+        )
+
+    def month_choices(self, at: datetime, *others: Period) -> list[str]:
+        """Return the months that can be chosen, the latest first, and others that were."""
+        listed = months.until(at, overview.first_bucket(self.organization), self.zone)
+        return sorted({each.label(self.zone) for each in (*listed, *others)}, reverse=True)
+
+    def chosen_month(self, text: str, at: datetime) -> Period:
+        """Return the month that was asked for; not found if there is none of that name."""
+        try:
+            return months.chosen(text, at, self.zone)
+        except (ValueError, OverflowError) as error:  # the latter: at the ends of the calendar
+            raise Http404("There is no such month.") from error
 
 
 class OverviewPage(OrganizationPage):
-    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+    def answer(self) -> TemplateResponse:
         at = now()
-        try:
-            period = months.chosen(request.GET.get("month", ""), at, self.zone)
-        except (ValueError, OverflowError) as error:  # the latter: at the ends of the calendar
-            raise Http404("There is no such month.") from error
-        listed = months.until(at, overview.first_bucket(self.organization), self.zone)
+        period = self.chosen_month(self.request.GET.get("month", ""), at)
         found = overview.of_month(self.organization, period)
         return self.show(
             "overview",
             overview=found,
             month=period.label(self.zone),
-            months=self._labels([*listed, period]),
+            months=self.month_choices(at, period),
             is_current=at in period,
-            last_day=period.end - timedelta(seconds=1),
-            period=period,
             kinds=KINDS,
             amounts=amount_chart(found, self.organization.currency),
             tokens=token_chart(found),
         )
 
-    def _labels(self, periods: Iterable[Period]) -> list[str]:
-        return sorted({period.label(self.zone) for period in periods}, reverse=True)
-
 
 class BudgetsPage(OrganizationPage):
-    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+    def answer(self) -> TemplateResponse:
         standings = gauges.of_organization(self.organization)
         return self.show("budgets", standings=standings, at=now())
 
 
 class RecordsPage(OrganizationPage):
-    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+    def answer(self) -> TemplateResponse:
         wanted = self._filter()
+        after, before = self._cursor("after"), self._cursor("before")
+        found = records.page(self.organization, wanted, after=after, before=before)
+        return self._show(wanted, found=found)
+
+    def too_much(self) -> TemplateResponse:
+        """Keep the filter, so that it can be narrowed."""
+        return self._show(self._filter(), status=503, is_too_much=True)
+
+    def _show(self, wanted: records.Filter, **context: Any) -> TemplateResponse:
+        chosen = [wanted.period] if wanted.period else []
         return self.show(
             "records",
             wanted=wanted,
-            found=records.page(self.organization, wanted, self._cursor()),
-            is_first=not request.GET.get("after"),
+            month=wanted.period and wanted.period.label(self.zone),
+            months=self.month_choices(now(), *chosen),
             teams=self.organization.teams.all()[: records.CHOICES_MAX],
             keys=self.organization.keys.all()[: records.CHOICES_MAX],
             models=records.models_of(self.organization, wanted.model_name),
             statuses=UsageStatus.values,
+            **context,
         )
 
     def _filter(self) -> records.Filter:
         """Read the filter; a team or key of somebody else is as little found as one that is not there."""
         query = self.request.GET
-        team, key = query.get("team"), query.get("key")
+        month, team, key = query.get("month"), query.get("team"), query.get("key")
         status = query.get("status", "")
         if status and status not in UsageStatus.values:
             raise Http404("There is no such status.")
         return records.Filter(
+            period=self.chosen_month(month, now()) if month else None,
             team=get_object_or_404(self.organization.teams, slug=team) if team else None,
             key=get_object_or_404(self.organization.keys, public_id=key) if key else None,
             model_name=query.get("model", ""),
             status=status,
         )
 
-    def _cursor(self) -> records.Cursor | None:
-        text = self.request.GET.get("after", "")
+    def _cursor(self, name: str) -> records.Cursor | None:
+        text = self.request.GET.get(name, "")
         try:
             return records.Cursor.parse(text) if text else None
         except ValueError as error:
@@ -170,22 +213,34 @@ class RecordsPage(OrganizationPage):
 
 
 class ReceiptPage(OrganizationPage):
-    def get(self, request: HttpRequest, slug: str, request_id: UUID) -> HttpResponse:
-        receipt = records.receipt(self.organization, request_id)
+    def answer(self) -> TemplateResponse:
+        receipt = records.receipt(self.organization, self.kwargs["request_id"])
         if receipt is None:
             raise Http404("There is no such usage record.")
         return self.show("receipt", receipt=receipt, record=receipt.record)
 
 
-class InvoicesPage(OrganizationPage):
-    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
-        rows = invoices.of_organization(self.organization, now())
-        return self.show("invoices", rows=rows)
+class InvoicePage(OrganizationPage):
+    """A page of what was invoiced, which a role may not see; it says so, and whom to ask."""
+
+    def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
+        if self.visit.sees_invoices:
+            return super().get(request, **kwargs)
+        askable = access.who_sees_invoices(self.organization)
+        return self.show("invoices_closed", status=403, role=self.visit.role, askable=askable)
 
 
-class InvoiceDownload(OrganizationPage):
-    def get(self, request: HttpRequest, slug: str, pk: int, format: str) -> HttpResponseBase:
-        invoice = invoices.find(self.organization, pk)
+class InvoicesPage(InvoicePage):
+    def answer(self) -> TemplateResponse:
+        return self.show("invoices", rows=invoices.of_organization(self.organization, now()))
+
+
+class InvoiceDownload(InvoicePage):
+    """A file, as long as it is: it is sent as it is read."""
+
+    def answer(self) -> StreamingHttpResponse:
+        format = self.kwargs["format"]
+        invoice = invoices.find(self.organization, self.kwargs["pk"])
         if invoice is None or format not in invoices.CONTENT_TYPES:
             raise Http404("There is no such download.")
         name = invoices.filename(invoice, format)

@@ -46,6 +46,13 @@ WORDS: dict[str, dict[str, Promise]] = {
         "paid": _("Paid"),
         "void": _("Void"),
     },
+    "role": {
+        "owner": _("Owner"),
+        "admin": _("Administrator"),
+        "billing": _("Billing"),
+        "member": _("Member"),
+        "viewer": _("Viewer"),
+    },
     "document": {"invoice": _("Invoice"), "credit_note": _("Credit note")},
 }
 

@@ -136,13 +136,7 @@ LOGIN_URL, LOGIN_REDIRECT_URL, LOGOUT_REDIRECT_URL = (
     "dashboard:home",
     "dashboard:sign-in",
 )
-# In each process: it counts who tries to sign in.
-CACHES = {
-    "default": {
-        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
-        "OPTIONS": {"MAX_ENTRIES": 10_000},
-    }
-}
+PAGE_READ_TIMEOUT_MS = env_int("TESSERA_PAGE_READ_TIMEOUT_MS", 5000, minimum=10)
 SESSION_COOKIE_HTTPONLY = True
 SECURE_COOKIES = env_bool("TESSERA_SECURE_COOKIES", False)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES

@@ -26,6 +26,34 @@ else:  # Django's own class takes no type parameters at run time.
             return cls
 
 
+class ReadOnlyAdmin(ModelAdmin[M]):
+    """Shows rows that are written elsewhere, and offers no change. Does not count them all for a page."""
+
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
+        return False
+
+
+class ReadOnlyInline(admin.TabularInline):  # type: ignore[type-arg]
+    """Shows such rows below the one that they belong to."""
+
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+
 class AuditedAdmin(ModelAdmin[M]):
     """Records every addition, change and deletion, and writes only the fields that were changed."""
 
@@ -53,6 +81,18 @@ class AuditedAdmin(ModelAdmin[M]):
     ) -> None:
         action = f"{obj._meta.verbose_name}.{verb}"
         AuditEntry.record(action, obj, by=_person(request), at=now(), detail=detail)
+
+
+class ChangingAdmin(AuditedAdmin[M]):
+    """Changes a row by its own verb, `change`, which records what was before."""
+
+    def save_model(self, request: HttpRequest, obj: M, form: ModelForm[M], change: bool) -> None:
+        if not change:
+            super().save_model(request, obj, form, change)
+            return
+        values = {name: form.cleaned_data[name] for name in form.changed_data}
+        stored: Any = type(obj)._default_manager.get(pk=obj.pk)
+        stored.change(by=_person(request), at=now(), **values)
 
 
 class SuspendableAdmin(AuditedAdmin[S]):
@@ -164,7 +204,7 @@ class LimitAdmin(AuditedAdmin[Limit]):
 
 
 @admin.register(AuditEntry)
-class AuditEntryAdmin(ModelAdmin[AuditEntry]):
+class AuditEntryAdmin(ReadOnlyAdmin[AuditEntry]):
     """Shows the record. The database would refuse a change; so the pages do not offer one."""
 
     list_display = ["at", "organization", "actor", "action", "subject"]
@@ -172,16 +212,6 @@ class AuditEntryAdmin(ModelAdmin[AuditEntry]):
     list_filter = ["action"]
     search_fields = ["actor", "subject", "organization__slug"]
     date_hierarchy = "at"
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: AuditEntry | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: AuditEntry | None = None) -> bool:
-        return False
 
 
 def _person(request: HttpRequest) -> User:

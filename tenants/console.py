@@ -32,6 +32,16 @@ class NounCommand(BaseCommand):
     def verbs(self, parser: CommandParser) -> "argparse._SubParsersAction[CommandParser]":
         return parser.add_subparsers(metavar="VERB", required=True)
 
+    def add_limit(self, parser: CommandParser, default: int) -> None:
+        """Let the person say how many rows a listing shows, LIST_MAX at most."""
+        parser.add_argument(
+            "--limit",
+            type=_limit,
+            default=default,
+            metavar="N",
+            help=f"at most {LIST_MAX} (default: %(default)s)",
+        )
+
     def handle(self, *args: Any, act: Callable[..., None], **options: Any) -> None:
         try:
             act(**options)
@@ -142,3 +152,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(value) or "*"
     return "-" if value is None else str(value)
+
+
+def _limit(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= LIST_MAX:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {LIST_MAX}.")

@@ -5,15 +5,12 @@ This is what a person sets. `gateway.limits` keeps the count, per request, outsi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 
-if TYPE_CHECKING:
-    from tenants.models import ApiKey, Organization, Team
+from tenants.owners import Owned
 
 MAXIMUM_MAX = 1_000_000_000  # times the milliseconds of a window it is still exact in Lua's numbers
 LIMITS_OF_ONE_OWNER_MAX = 64  # every key carries them
@@ -26,7 +23,7 @@ class LimitKind(models.TextChoices):
     CONCURRENT = "concurrent", "requests at once"
 
 
-class Limit(models.Model):
+class Limit(Owned):
     """The most of one kind that its owner may use: the narrowest of organization, team and key that is set.
 
     A shadow limit refuses nothing, it only tells; so one can stand beside the limit that it may replace.
@@ -80,24 +77,9 @@ class Limit(models.Model):
         what = LimitKind(self.kind).label
         return f"{self.maximum} {what}{of_model} for {self.level} {self.owner}{shadow}"
 
-    @property
-    def level(self) -> str:
-        if self.key_id is not None:
-            return "key"
-        return "team" if self.team_id is not None else "organization"
-
-    @property
-    def owner(self) -> ApiKey | Team | Organization:
-        return self.key or self.team or self.organization
-
     def clean(self) -> None:
-        """Fill in the team of a key; refuse owners that do not belong together, and one limit too many."""
-        if self.key is not None and self.team_id is None:
-            self.team = self.key.team
-        if self.key is not None and self.key.team_id != self.team_id:
-            raise ValidationError({"key": "This key belongs to another team."})
-        if self.team is not None and self.team.organization_id != self.organization_id:
-            raise ValidationError({"team": "This team belongs to another organization."})
+        """Judge the owner, and refuse one limit too many."""
+        super().clean()
         others = Limit.objects.filter(
             organization=self.organization_id, team=self.team_id, key=self.key_id
         )

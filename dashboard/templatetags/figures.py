@@ -17,9 +17,10 @@ register.filter("word", wording.word)
 
 @register.simple_tag(takes_context=True)
 def link(context: template.Context, **changes: object) -> str:
-    """Return the page's own query with some of it changed; what is set to nothing goes."""
+    """Return the page's own query with some of it changed; what is set to nothing goes, and the place in a list."""
     query = context["request"].GET.copy()
-    query.pop("after", None)
+    for name in ("after", "before"):
+        query.pop(name, None)
     for name, value in changes.items():
         query.pop(name, None)
         if value:

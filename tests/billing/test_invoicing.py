@@ -219,7 +219,7 @@ def test_no_later_change_of_a_name_price_or_tax_reaches_an_invoice(
 ) -> None:
     use(acme, vlm)
     issued = issue(acme)
-    Organization.objects.filter(pk=acme.organization.pk).update(name="Renamed", currency="USD")
+    Organization.objects.filter(pk=acme.organization.pk).update(name="Renamed")
     Team.objects.filter(pk=acme.team.pk).update(name="Renamed")
     Issuer.objects.update(name="Renamed")
     account(acme, tax_bp=2000, legal_name="Renamed")

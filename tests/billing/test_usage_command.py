@@ -83,6 +83,7 @@ def test_a_record_is_a_line_with_every_kind_of_token_and_the_exact_amount(acme: 
         "source": "upstream",
         "status": "ok",
         "amount": "TWD 0.096060000001",
+        "billed": "2026-05",
         "canvases": "jpeg 840x1400 1120x1120",
     }
 
@@ -152,6 +153,14 @@ def test_json_has_the_whole_record_with_whole_numbers_of_money(acme: Tenant) -> 
     assert row["usage_source"] == "counted"
     assert row["received_at"] == "2026-05-01T18:30:00.000+00:00"
     assert row["canvases"] == ["jpeg 840x1400 1120x1120"]
+
+
+def test_what_came_late_says_in_which_month_of_its_organization_it_is_billed(acme: Tenant) -> None:
+    book(acme, billed_at=datetime(2026, 5, 31, 16, tzinfo=UTC))  # midnight in Taipei
+
+    assert line_of(acme)["billed"] == "2026-06 (late)"
+    (row,) = run_json("usage", "--organization", acme.organization.slug)
+    assert (row["billed_at"], row["is_late"]) == ("2026-05-31T16:00:00.000+00:00", True)
 
 
 def test_the_listing_costs_the_same_number_of_queries_however_long(

@@ -1,4 +1,4 @@
-"""People at the dashboard: Alice is a member of her organization, Charlie of another, Olga runs the installation."""
+"""People at the dashboard: Alice owns her organization, Charlie another, Olga runs the installation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from billing.models import Price
-from tenants.models import Membership
+from tenants.models import Membership, Role
 from tests import factories
 from tests.factories import Tenant, unique
 
@@ -42,10 +42,11 @@ def plain_settings(settings: Any) -> None:
     settings.PASSWORD_HASHERS = CHEAP
 
 
-def person(tenant: Tenant, *, is_member: bool = True, **fields: Any) -> Person:
+def person(tenant: Tenant, *, role: Role | None = Role.OWNER, **fields: Any) -> Person:
+    """Sign somebody in, as a member of the organization if there is a role."""
     user = User.objects.create_user(unique("person"), password=PASSWORD, **fields)
-    if is_member:
-        Membership.objects.create(organization=tenant.organization, user=user)
+    if role:
+        Membership.objects.create(organization=tenant.organization, user=user, role=role)
     client = Client()
     client.force_login(user)
     return Person(user, tenant, client)
@@ -63,7 +64,7 @@ def charlie(db: None) -> Person:
 
 @pytest.fixture
 def olga(alice: Person) -> Person:
-    return person(alice.tenant, is_member=False, is_staff=True, is_superuser=True)
+    return person(alice.tenant, role=None, is_staff=True, is_superuser=True)
 
 
 @pytest.fixture

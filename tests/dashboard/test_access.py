@@ -2,8 +2,12 @@
 
 import pytest
 from django.test import Client
+from django.urls import reverse
 
 from billing.models import Price, UsageRecord
+from dashboard.invoices import CONTENT_TYPES
+from dashboard.urls import urlpatterns
+from tenants.models import Role
 from tests import booked
 from tests.dashboard.conftest import Person, person
 from tests.invoiced import issue, use
@@ -72,11 +76,63 @@ def test_an_invoice_is_downloaded_in_its_own_organization_only(
     use(alice.tenant, vlm)
     invoice = issue(alice.tenant)
 
-    for path in (
-        alice.url(f"invoices/{invoice.pk}/csv/"),
-        charlie.url(f"invoices/{invoice.pk}/csv/"),
-    ):
-        assert charlie.status(path) == 404
+    for format in CONTENT_TYPES:
+        path = f"invoices/{invoice.pk}/{format}/"
+        assert charlie.status(alice.url(path)) == charlie.status(charlie.url(path)) == 404
+
+
+@pytest.mark.parametrize("role", Role)
+def test_only_some_roles_see_invoices_and_every_role_the_rest(
+    alice: Person, vlm: Price, role: Role
+) -> None:
+    use(alice.tenant, vlm)
+    record = UsageRecord.objects.get(organization=alice.tenant.organization)
+    file = f"invoices/{issue(alice.tenant).pk}/csv/"
+    dana = person(alice.tenant, role=role)
+    expected = 200 if role in (Role.OWNER, Role.ADMIN, Role.BILLING) else 403
+
+    for page in ("", "budgets/", "usage/", f"usage/{record.pk}/"):
+        assert dana.status(dana.url(page)) == 200
+    assert dana.status(dana.url("invoices/")) == dana.status(dana.url(file)) == expected
+    assert (dana.url("invoices/") in dana.read()) == (expected == 200)
+
+
+def test_who_may_not_see_invoices_is_told_why_and_whom_to_ask(alice: Person) -> None:
+    clerk = person(alice.tenant, role=Role.BILLING)
+    person(alice.tenant, role=Role.ADMIN, is_active=False, first_name="Gone")
+    viewer = person(alice.tenant, role=Role.VIEWER)
+    page = viewer.client.get(viewer.url("invoices/")).content.decode()
+
+    assert "You are here as: Viewer" in page
+    askable = sorted([alice.user.username, clerk.user.username])
+    assert f"<strong>{', '.join(askable)}</strong>" in page
+    viewer.client.post("/language/", {"language": "zh-hant"})
+    assert "檢視者" in viewer.client.get(viewer.url("invoices/")).content.decode()
+
+
+def test_a_role_counts_in_its_own_organization_only(alice: Person, charlie: Person) -> None:
+    charlie.user.memberships.create(organization=alice.tenant.organization, role=Role.VIEWER)
+
+    assert charlie.status(charlie.url("invoices/")) == 200
+    assert charlie.status(alice.url("invoices/")) == 403
+
+
+def test_every_address_of_an_organization_is_guarded(
+    alice: Person, charlie: Person, vlm: Price
+) -> None:
+    """Whatever is added to the addresses must come by here."""
+    use(alice.tenant, vlm)
+    record = UsageRecord.objects.get(organization=alice.tenant.organization)
+    known = {"slug": alice.tenant.organization.slug, "pk": issue(alice.tenant).pk, "format": "csv"}
+    known["request_id"] = record.pk
+    below = [route for route in urlpatterns if str(route.pattern).startswith("o/")]
+
+    assert len(below) > 5
+    for route in below:
+        words = {name: known[name] for name in route.pattern.converters}
+        path = reverse(f"dashboard:{route.name}", kwargs=words)
+        assert (alice.status(path), charlie.status(path)) == (200, 404)
+        assert Client().get(path).headers["location"].startswith("/sign-in/")
 
 
 def test_the_pages_name_nobody_else(alice: Person, charlie: Person, vlm: Price) -> None:
@@ -106,7 +162,7 @@ def test_an_operator_searches_among_all(olga: Person, charlie: Person) -> None:
 
 
 def test_who_belongs_nowhere_is_told_so(alice: Person) -> None:
-    stranger = person(alice.tenant, is_member=False)
+    stranger = person(alice.tenant, role=None)
 
     page = stranger.client.get("/")
     assert page.status_code == 200

@@ -3,9 +3,13 @@
 With SCREENSHOTS=directory it leaves a picture of every page there.
 """
 
+import csv
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,13 @@ from django.core.management import call_command
 from django.db import connection
 from django.test import override_settings
 from django.utils.timezone import now
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from pypdfium2 import PdfDocument
 
 from billing import rollups
 from billing.models import Price
+from dashboard.attempts import FAILURES_MAX
+from tenants.models import Role
 from tests import booked, factories
 from tests.dashboard.conftest import PASSWORD, Person, person
 from tests.door import serving
@@ -83,8 +90,24 @@ def alice(django_db_setup: None, django_db_blocker: Any) -> Iterator[Person]:
 
 
 @pytest.fixture(scope="module")
-def url(alice: Person, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The gateway's address, with the pages' files collected."""
+def newcomer(alice: Person, django_db_blocker: Any) -> Person:
+    """The owner of an organization that was made just now."""
+    with django_db_blocker.unblock():
+        return person(factories.tenant("newcomer"))
+
+
+@pytest.fixture(scope="module")
+def viewer(alice: Person, django_db_blocker: Any) -> Person:
+    """Somebody in Alice's organization who may not see its invoices."""
+    with django_db_blocker.unblock():
+        return person(alice.tenant, role=Role.VIEWER)
+
+
+@pytest.fixture(scope="module")
+def url(
+    alice: Person, newcomer: Person, viewer: Person, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The gateway's address, with the pages' files collected. People first: the browser's loop keeps off the ORM."""
     directory = tmp_path_factory.mktemp("pages")
     with override_settings(STATIC_ROOT=str(directory / "static")):
         call_command("collectstatic", interactive=False, verbosity=0)
@@ -117,11 +140,17 @@ def page(browser: Browser, url: str, width: str) -> Iterator[Page]:
     context.set_default_timeout(10_000)
     page = context.new_page()
     faults: list[str] = []
-    page.on("console", lambda message: faults.append(message.text))
+    page.on("console", lambda message: faults.extend(_complaint(message, page)))
     page.on("requestfinished", lambda request: faults.extend(_elsewhere(request, url)))
     yield page
     context.close()
     assert faults == []
+
+
+def _complaint(message: ConsoleMessage, page: Page) -> list[str]:
+    """Return what the browser complains of, but for the status of the page itself, which tests look at."""
+    is_status = message.text.startswith("Failed to load resource")
+    return [] if is_status and message.location["url"] == page.url else [message.text]
 
 
 def _elsewhere(request: Request, url: str) -> list[str]:
@@ -163,6 +192,9 @@ def test_a_person_walks_through_all_pages(page: Page, alice: Person, width: str)
     page.get_by_role("link", name="Show all").click()
     picture(page, f"{width}-en-usage")
     page.get_by_role("link", name="Older").click()
+    page.get_by_role("link", name="Newer").click()
+    expect(page.get_by_role("link", name="Newer")).to_have_count(0)
+    page.get_by_role("link", name="Older").click()
     page.locator("tbody th a").nth(2).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Receipt")
     picture(page, f"{width}-en-receipt")
@@ -172,6 +204,85 @@ def test_a_person_walks_through_all_pages(page: Page, alice: Person, width: str)
     picture(page, f"{width}-en-invoices")
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+
+
+def download(page: Page, link: str) -> tuple[str, bytes]:
+    """Click the link of the only invoice; return what the browser calls the file, and its content."""
+    with page.expect_download() as caught:
+        page.get_by_role("cell").get_by_role("link", name=link, exact=True).click()
+    return caught.value.suggested_filename, caught.value.path().read_bytes()
+
+
+def test_an_invoice_is_downloaded_by_a_click(page: Page, alice: Person) -> None:
+    sign_in(page, alice)
+    page.goto(alice.url("invoices/"))
+    number = page.locator("tbody th").inner_text()
+    assert re.fullmatch(r"TSR-\d{4}-\d{6}", number)
+
+    name, content = download(page, "PDF")
+    with closing(PdfDocument(content)) as document:
+        assert (name, number in document[0].get_textpage().get_text_bounded()) == (
+            f"{number}.pdf",
+            True,
+        )
+    name, content = download(page, "JSON")
+    assert (name, json.loads(content)["number"]) == (f"{number}.json", number)
+    name, content = download(page, "CSV")
+    assert name == f"{number}.csv"
+    assert {row["number"] for row in rows(content)} == {number}
+    name, content = download(page, "Usage")
+    assert name == f"{number}-usage.csv"
+    assert len(rows(content)) == 1
+
+
+def rows(content: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_who_is_new_and_who_may_not_are_told_so(
+    page: Page, alice: Person, newcomer: Person, viewer: Person, width: str, language: str
+) -> None:
+    """What a page shows where there is nothing to show, and where something is refused."""
+    sign_in(page, newcomer)
+    if language == "zh":
+        page.get_by_role("button", name="繁體中文").click()
+    for path in ("", "budgets/", "usage/", "invoices/"):
+        page.goto(newcomer.url(path))
+        expect(page.locator(".empty")).to_be_visible()
+        picture(page, f"{width}-{language}-new-{path.strip('/') or 'overview'}")
+    refuse(page, alice.url(), 404)
+    picture(page, f"{width}-{language}-404")
+    refuse(page, newcomer.url("?month=2026-13"), 404)
+    page.context.clear_cookies(name="sessionid")
+    if language == "zh":
+        page.goto("/sign-in/")
+        page.get_by_label("名稱").fill(viewer.user.username)
+        page.get_by_label("密碼").fill(PASSWORD)
+        page.get_by_role("button", name="登入").click()
+        page.wait_for_url("**/o/**")
+    else:
+        sign_in(page, viewer)
+    refuse(page, viewer.url("invoices/"), 403)
+    picture(page, f"{width}-{language}-403")
+
+
+def refuse(page: Page, path: str, status: int) -> None:
+    answer = page.goto(path)
+    assert answer is not None
+    assert answer.status == status
+    expect(page.locator(".code")).to_have_text(str(status))
+
+
+def test_who_guesses_must_wait(page: Page, alice: Person, width: str) -> None:
+    page.goto("/sign-in/")
+    for _ in range(FAILURES_MAX + 1):
+        page.get_by_label("Name").fill(f"nobody-{width}")
+        page.get_by_label("Password").fill("a guess")
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("Try again in 5 minutes")
+    picture(page, f"{width}-en-429")
 
 
 def test_the_language_switch_keeps_the_page(page: Page, alice: Person, width: str) -> None:

@@ -65,4 +65,4 @@ def test_it_takes_as_many_queries_for_many_as_for_one(alice: Person) -> None:
     with CaptureQueriesContext(connection) as many:
         alice.read("budgets/")
 
-    assert len(few) == len(many) == 6  # session, person, organization; budgets, opening, windows
+    assert len(few) == len(many) == 9

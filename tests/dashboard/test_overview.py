@@ -35,6 +35,7 @@ def test_the_month_has_its_spend_tokens_and_requests(alice: Person, vlm: Price) 
     rollups.recompute()
     page = figures(alice.read(month="2026-03"))
 
+    assert "usage/?month=2026-03&amp;team=vision" in page
     assert "<dd>1,200.00 <small>TWD</small></dd>" in page
     assert '<td class="n">1,200.0000</td><td class="n">1</td>' in page
     assert '<td class="n">4,321</td>' in page
@@ -79,7 +80,7 @@ def test_it_reads_rollups_only_and_as_often_for_many_as_for_one(alice: Person, v
         alice.read()
 
     assert (
-        len(few) == len(many) == 9
+        len(few) == len(many) == 12
     )  # session, person, organization, first quarter; mark, days, three groups
     assert not any(UsageRecord._meta.db_table in query["sql"] for query in many.captured_queries)
 

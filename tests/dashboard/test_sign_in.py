@@ -4,18 +4,12 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.core.cache import cache
 from django.test import Client
 
-from dashboard import attempts
+from dashboard.attempts import FAILURES_MAX, WAIT_S
 from tests.dashboard.conftest import PASSWORD, Person
 
 WRONG = "do not belong together"
-
-
-@pytest.fixture(autouse=True)
-def nobody_has_tried() -> None:
-    cache.clear()
 
 
 def sign_in(client: Client, username: str, password: str = PASSWORD, **form: str) -> Any:
@@ -63,18 +57,30 @@ def test_an_unknown_name_costs_as_much_work_as_a_known_one(
 
 
 def test_after_so_many_failures_the_right_password_must_wait_too(alice: Person) -> None:
-    for _ in range(attempts.FAILURES_MAX):
+    for _ in range(FAILURES_MAX):
         assert WRONG in sign_in(Client(), alice.user.username, "wrong").content.decode()
 
     answer = sign_in(Client(), alice.user.username)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, str(WAIT_S))
     assert "Too many attempts" in answer.content.decode()
     elsewhere = Client(REMOTE_ADDR="192.0.2.7")
     assert sign_in(elsewhere, alice.user.username).status_code == 302
 
 
+def test_the_administration_is_no_way_around_the_wait(olga: Person) -> None:
+    form = {"username": olga.user.username, "password": "wrong", "next": "/admin/"}
+    for _ in range(FAILURES_MAX):
+        assert "Too many" not in Client().post("/admin/login/", form).content.decode()
+
+    for password in ("wrong", PASSWORD):
+        answer = Client().post("/admin/login/", form | {"password": password})
+        assert "Too many attempts" in answer.content.decode()
+    assert sign_in(Client(), olga.user.username).status_code == 429
+
+
 def test_signing_in_forgets_the_failures_before(alice: Person) -> None:
     for _ in range(3):
-        for _ in range(attempts.FAILURES_MAX - 1):
+        for _ in range(FAILURES_MAX - 1):
             sign_in(Client(), alice.user.username, "wrong")
         assert sign_in(Client(), alice.user.username).status_code == 302
 

@@ -43,6 +43,7 @@ def execute(*statements: str) -> None:
         ("organization", "slug = E'acme\\n'", "organization_slug_is_plain"),
         ("organization", "slug = 'acme'", "tenants_organization_slug"),
         ("organization", "currency = 'NT$'", "organization_currency_is_iso_4217"),
+        ("organization", "currency = 'EUR'", "keeps its currency, TWD"),
         ("organization", "timezone = ''", "organization_has_a_timezone"),
         ("organization", "allowed_models = '{\"\"}'", "organization_allowed_models_are_names"),
         (

@@ -1,6 +1,5 @@
 """manage.py holds | holds release"""
 
-import argparse
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +15,6 @@ from billing.money import format_pico
 from tenants import console
 
 LIMIT_DEFAULT = 100
-LIMIT_MAX = console.LIST_MAX
 
 
 class Command(console.NounCommand):
@@ -27,13 +25,7 @@ class Command(console.NounCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--organization", metavar="SLUG", help="of this organization only")
-        parser.add_argument(
-            "--limit",
-            type=_limit,
-            default=LIMIT_DEFAULT,
-            metavar="N",
-            help=f"at most {LIMIT_MAX} (default: %(default)s)",
-        )
+        self.add_limit(parser, LIMIT_DEFAULT)
         parser.add_argument("--json", action="store_true")
         parser.set_defaults(act=self.list)
 
@@ -114,9 +106,3 @@ def _what_became_of(request_id: UUID) -> str:
         return f"There is no open hold {request_id}; `holds` lists them."
     amount = f"{record.price.currency} {format_pico(record.amount_pico)}"
     return f"That request is no longer held: it is booked as {record.status} with {amount}."
-
-
-def _limit(text: str) -> int:
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= LIMIT_MAX:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {LIMIT_MAX}.")

@@ -1,6 +1,5 @@
 """manage.py usage"""
 
-import argparse
 import json
 from datetime import UTC, datetime, tzinfo
 from typing import Any
@@ -15,7 +14,6 @@ from tenants import console, keys
 from tenants.models import Organization
 
 LIMIT_DEFAULT = 20
-LIMIT_MAX = console.LIST_MAX
 COLUMNS = (
     "request_id",
     "team",
@@ -30,6 +28,7 @@ COLUMNS = (
     "source",
     "status",
     "amount",
+    "billed",
     "canvases",
 )
 
@@ -45,13 +44,7 @@ class Command(console.NounCommand):
         parser.add_argument("--team", metavar="SLUG", help="of this team of the organization only")
         parser.add_argument("--key", metavar="PUBLIC_ID", help="of this key only")
         parser.add_argument("--model", metavar="NAME", help="for this model only")
-        parser.add_argument(
-            "--limit",
-            type=_limit,
-            default=LIMIT_DEFAULT,
-            metavar="N",
-            help=f"at most {LIMIT_MAX} (default: %(default)s)",
-        )
+        self.add_limit(parser, LIMIT_DEFAULT)
         parser.add_argument(
             "--since",
             metavar="WHEN",
@@ -119,6 +112,7 @@ def _row(record: UsageRecord) -> console.Row:
         "source": record.usage_source,
         "status": record.status,
         "amount": f"{record.price.currency} {format_pico(record.amount_pico)}",
+        "billed": _month(record),
         "canvases": "; ".join(record.canvases) or None,
     }
 
@@ -126,6 +120,12 @@ def _row(record: UsageRecord) -> console.Row:
 def _prompt(record: UsageRecord) -> str:
     ours, theirs = record.counted_prompt, record.upstream_prompt
     return str(ours) if theirs in (None, ours) else f"{ours} (backend: {theirs})"
+
+
+def _month(record: UsageRecord) -> str:
+    """Return the month that it is billed in, as its organization counts months."""
+    billed_at = record.billed_at.astimezone(ZoneInfo(record.organization.timezone))
+    return f"{billed_at:%Y-%m}{' (late)' if record.is_late else ''}"
 
 
 def _time(record: UsageRecord, zone: tzinfo) -> str:
@@ -163,17 +163,13 @@ def _as_json(record: UsageRecord) -> console.Row:
         "first_byte_at": _isoformat(record.first_byte_at),
         "finished_at": _isoformat(record.finished_at),
         "recorded_at": _isoformat(record.recorded_at),
+        "billed_at": _isoformat(record.billed_at),
+        "is_late": record.is_late,
     }
 
 
 def _isoformat(moment: datetime | None) -> str | None:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds") if moment else None
-
-
-def _limit(text: str) -> int:
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= LIMIT_MAX:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {LIMIT_MAX}.")
 
 
 def _moment(text: str, zone: tzinfo) -> datetime:
