@@ -12,38 +12,12 @@ from django.utils.timezone import now
 from billing import credit, exports
 from billing.invoices import CreditGrant, Invoice, InvoiceLine, Issuer, Payment
 from billing.money import format_minor
-from tenants.admin import AuditedAdmin
+from tenants.admin import AuditedAdmin, ReadOnlyAdmin, ReadOnlyInline
 
 FORMATS = {"pdf": "application/pdf", "csv": "text/csv", "json": "application/json"}
 
 
-class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Rows that only verbs write: `manage.py invoice`, and the tasks."""
-
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return False
-
-
-class Rows(admin.TabularInline):  # type: ignore[type-arg]
-    extra = 0
-    can_delete = False
-
-    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return False
-
-
-class LineInline(Rows):
+class LineInline(ReadOnlyInline):
     model = InvoiceLine
     fields = [
         *("position", "team_slug", "model_name", "kind", "is_allowance"),
@@ -51,14 +25,14 @@ class LineInline(Rows):
     ]
 
 
-class PaymentInline(Rows):
+class PaymentInline(ReadOnlyInline):
     model = Payment
     fields = ["id", "received_at", "amount_minor", "method", "reference", "reverses"]
     readonly_fields = ["id"]
 
 
 @admin.register(Invoice)
-class InvoiceAdmin(ReadOnly):
+class InvoiceAdmin(ReadOnlyAdmin[Invoice]):
     list_display = ["__str__", "organization", "kind", "period_start", "standing", "total", "left"]
     list_select_related = ["organization"]
     list_filter = ["status", "kind", "currency"]
