@@ -121,16 +121,17 @@ WRITTEN_BETWEEN = f"""
       AND (%(organization)s::bigint IS NULL OR u.organization_id = %(organization)s)
     ORDER BY 1, 2
 """
-ORGANIZATIONS = """
-    SELECT id FROM tenants_organization UNION SELECT organization_id FROM billing_rollup ORDER BY 1
+ALL_THERE_IS = """
+    SELECT min(recorded_at), greatest(max(recorded_at) + interval '1 microsecond', clock_timestamp())
+    FROM billing_usagerecord
 """
-OF_ORGANIZATION = f"""
-    SELECT u.organization_id, {BIN} FROM billing_usagerecord u WHERE organization_id = %(organization)s
-    UNION SELECT organization_id, bucket FROM billing_rollup WHERE organization_id = %(organization)s
-    ORDER BY 1, 2
+ROLLED_UP = "SELECT DISTINCT organization_id FROM billing_rollup ORDER BY 1"
+STALE = f"""
+    SELECT organization_id, bucket FROM billing_rollup WHERE organization_id = %(organization)s
+    EXCEPT SELECT organization_id, {BIN} FROM billing_usagerecord u WHERE organization_id = %(organization)s
 """
 MARK = """
-    INSERT INTO billing_rollupmark AS mark (id, recorded_until) VALUES (1, %s)
+    INSERT INTO billing_rollupmark AS mark (id, recorded_until) VALUES (1, least(%s, clock_timestamp()))
     ON CONFLICT (id) DO UPDATE SET recorded_until = greatest(mark.recorded_until, EXCLUDED.recorded_until)
 """
 # Those who recompute one organization do so one after the other, each with a snapshot of its own; all take several
@@ -155,24 +156,21 @@ def recompute(*, everything: bool = False) -> int:
     Returns how many rows changed. Safe at any time, any number of times at once. One that was interrupted goes on where
     it was, not from the beginning.
     """
-    since, until = _instants()
+    since, until = _instants(ALL_THERE_IS if everything else UNKNOWN)
     changed = 0
-    if everything:
-        for organization in _rows(ORGANIZATIONS, {}):
-            changed += replace_all(_buckets(OF_ORGANIZATION, {"organization": organization[0]}))
-        since = until
     while since is not None and since < until:
         end = min(since + WRITTEN_AT_ONCE_MAX, until)
         changed += replace_all(written_between(since, end))
         _mark(end)
         since = end
-    _mark(until)
+    if everything:
+        changed += sum(replace_all(_stale(organization)) for (organization,) in _rows(ROLLED_UP))
     return changed
 
 
 def recompute_of(organization_id: int) -> int:
     """Make one organization's rollups what the ledger says, where it was written to since the last run of all."""
-    since, until = _instants()
+    since, until = _instants(UNKNOWN)
     return replace_all(written_between(since, until, organization_id)) if since is not None else 0
 
 
@@ -181,7 +179,7 @@ def written_between(
 ) -> list[Bucket]:
     """Return the buckets that were booked in from one instant to before the other: of one organization, or of all."""
     values = {"since": since, "until": until, "organization": organization_id}
-    return _buckets(WRITTEN_BETWEEN, values)
+    return [Bucket(*row) for row in _rows(WRITTEN_BETWEEN, values)]
 
 
 def replace_all(buckets: Sequence[Bucket]) -> int:
@@ -239,9 +237,14 @@ def _quantity(row: dict[str, Any], kind: Kind) -> Quantity:
     )
 
 
-def _instants() -> tuple[datetime | None, datetime]:
-    ((since, until),) = _rows(UNKNOWN, {})
+def _instants(statement: str) -> tuple[datetime | None, datetime]:
+    ((since, until),) = _rows(statement)
     return since, until
+
+
+def _stale(organization_id: int) -> list[Bucket]:
+    """Return the buckets of an organization that have rollups, and nothing was booked in."""
+    return [Bucket(*row) for row in _rows(STALE, {"organization": organization_id})]
 
 
 def _mark(until: datetime) -> None:
@@ -249,12 +252,8 @@ def _mark(until: datetime) -> None:
         cursor.execute(MARK, [until])
 
 
-def _buckets(statement: str, values: dict[str, Any]) -> list[Bucket]:
-    return [Bucket(*row) for row in _rows(statement, values)]
-
-
-def _rows(statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+def _rows(statement: str, values: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
-        cursor.execute(statement, values)
+        cursor.execute(statement, values or {})
         rows: list[tuple[Any, ...]] = cursor.fetchall()
     return rows
