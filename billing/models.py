@@ -223,6 +223,11 @@ class UsageRecord(Booking):
             BrinIndex(fields=["recorded_at"], name="usage_recorded", autosummarize=True),
             models.Index(fields=["key", "recorded_at"], name="usage_by_key"),
             models.Index(
+                fields=["organization", "billed_at"],
+                condition=Q(kind=UsageKind.ADJUSTMENT),
+                name="usage_adjustments",
+            ),
+            models.Index(
                 fields=["recorded_at"],
                 condition=Q(kind=UsageKind.USAGE, amount_pico__gt=F("held_pico")),
                 name="usage_over_its_hold",
