@@ -32,8 +32,9 @@ HEADINGS = (
         "drafts of all",
         "longest",
     ),
-    *("issued", "memory here", "in PostgreSQL", "rollups read for a draft", "records read for it"),
+    *("memory here", "in PostgreSQL", "rollups read for a draft", "records read for it"),
 )
+ISSUE_HEADINGS = ("issued", "longest")
 DOOR_HEADINGS = ("records", "beside it", "p50", "p99", "longest")
 NO_BROKER = "redis://127.0.0.1:1"  # nobody asks it
 ROUNDS = 5
@@ -45,23 +46,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.scale", description=__doc__)
     parser.add_argument("--records", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--organizations", type=int, default=ORGANIZATIONS)
+    parser.add_argument("--issue", action="store_true", help="check and issue the invoices, too")
     parser.add_argument("--door", action="store_true", help="measure the door beside it, too")
     options = parser.parse_args()
-    _row(*HEADINGS)
-    _row(*["---"] * len(HEADINGS))
-    beside = [
-        measure(records, options.organizations, with_door=options.door)
-        for records in options.records
-    ]
+    _head(*HEADINGS, *(ISSUE_HEADINGS if options.issue else ()))
+    beside = [row for records in options.records for row in measure(records, options)]
     if options.door:
         print()
-        _row(*DOOR_HEADINGS)
-        _row(*["---"] * len(DOOR_HEADINGS))
-        for row in (row for rows in beside for row in rows):
+        _head(*DOOR_HEADINGS)
+        for row in beside:
             _row(*row)
 
 
-def measure(records: int, organizations: int, *, with_door: bool) -> list[tuple[str, ...]]:
+def measure(records: int, options: argparse.Namespace) -> list[tuple[str, ...]]:
     """Measure one size, which prints its row. Returns those of the door: CalledProcessError if anything is wrong."""
     with (
         tempfile.TemporaryDirectory(prefix="tessera-scale-") as directory,
@@ -69,8 +66,11 @@ def measure(records: int, organizations: int, *, with_door: bool) -> list[tuple[
     ):
         scaling = [sys.executable, "-m", "benchmarks.scaling"]
         environment = stage.settings(postgres.url, NO_BROKER)
-        subprocess.run([*scaling, str(records), str(organizations)], env=environment, check=True)
-        if not with_door:
+        once = [*scaling, str(records), str(options.organizations)]
+        if options.issue:
+            once.append("--issue")
+        subprocess.run(once, env=environment, check=True)
+        if not options.door:
             return []
         with stage.opened("granian", postgres=postgres) as on:
             return [(f"{records:,}", *row) for row in door(on, [*scaling, "--again"], environment)]
@@ -111,6 +111,11 @@ def _running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
             assert process.poll() is None, "it ended too early"
         finally:
             process.terminate()
+
+
+def _head(*cells: str) -> None:
+    _row(*cells)
+    _row(*["---"] * len(cells))
 
 
 def _row(*cells: str) -> None:
