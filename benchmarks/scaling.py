@@ -1,7 +1,8 @@
 """One size of `benchmarks.scale`: load it, make its rollups, drafts and invoices, and print what that took.
 
 Run by it as a process of its own, with an empty database: `python -m benchmarks.scaling RECORDS ORGANIZATIONS`, and
-`--issue` if the invoices are to be checked and issued. With `--again` it makes all rollups and drafts of what is there, over and over, until it is stopped.
+`--issue` if the invoices are to be checked and issued. With `--again` it makes all rollups and drafts of what is there,
+over and over, until it is stopped.
 """
 
 import os
