@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
-from billing import documents, invoice_content, invoice_csv, metered, snapshots
+from billing import documents, invoice_content, invoice_csv, metered
 from billing.accounts import Account
 from billing.invoice_csv import Plain
 from billing.invoices import Invoice, Issuer
@@ -26,7 +26,7 @@ def chunks(invoice: Invoice, format: str, line: int | None = None) -> Iterable[b
     if format == "pdf":
         return [documents.pdf(invoice)]
     if format == "json":
-        return [snapshots.canonical(invoice.frozen)]
+        return [invoice.canonical]
     if format == "usage-csv":
         return (text.encode() for text in usage(invoice, line))
     return (text.encode() for text in invoice_csv.lines(invoice.frozen))

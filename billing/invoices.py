@@ -114,6 +114,10 @@ class Invoice(models.Model):
     due_minor = models.BigIntegerField(default=0)
     drafted_at = models.DateTimeField()
     closed_at = models.DateTimeField(null=True, help_text="When its period was closed.")
+    closing_seen_at = models.DateTimeField(
+        null=True,
+        help_text="When the closing was committed, by the database's clock: who began before may not know of it.",
+    )
     issued_at = models.DateTimeField(null=True)
     due_at = models.DateTimeField(null=True)
     voided_at = models.DateTimeField(null=True)
@@ -191,6 +195,12 @@ class Invoice(models.Model):
     def frozen(self) -> Snapshot:
         """Return what it shows."""
         return snapshots.from_json(self.snapshot)
+
+    @property
+    def canonical(self) -> bytes:
+        """Return the text that was hashed, made of what is kept: later versions of `Snapshot` do not change it."""
+        assert self.snapshot is not None
+        return snapshots.canonical(self.snapshot)
 
     @property
     def paid_minor(self) -> int:

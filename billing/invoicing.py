@@ -10,8 +10,19 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models.functions import Now
 
-from billing import books, credit, events, invoice_content, metered, numbering, rollups, snapshots
+from billing import (
+    books,
+    credit,
+    events,
+    invoice_content,
+    ledger,
+    metered,
+    numbering,
+    rollups,
+    snapshots,
+)
 from billing.accounts import EPOCH, Account
 from billing.events import EventType
 from billing.invoice_content import Stamp
@@ -78,6 +89,13 @@ def refresh(invoice_id: int, at: datetime) -> None:
 
 def close(invoice_id: int, at: datetime) -> bool:
     """Close the draft's period if its grace is over: what is booked from now on is late, and billed in the next one."""
+    is_closed = _close(invoice_id, at)
+    if is_closed:
+        _see_closing(invoice_id)
+    return is_closed
+
+
+def _close(invoice_id: int, at: datetime) -> bool:
     with transaction.atomic():
         account, invoice = locked(invoice_id)
         if invoice.status != InvoiceStatus.DRAFT or invoice.closed_at is not None:
@@ -90,11 +108,17 @@ def close(invoice_id: int, at: datetime) -> bool:
     return True
 
 
+def _see_closing(invoice_id: int) -> None:
+    """Note the time by the database's clock, now that the closing is committed; once, by whoever comes first."""
+    closed = Invoice.objects.filter(pk=invoice_id, status="draft", closed_at__isnull=False)
+    closed.filter(closing_seen_at=None).update(closing_seen_at=Now())
+
+
 def issue(invoice_id: int, at: datetime, *, by: Actor = None) -> Invoice | None:
     """Issue the draft: number it, freeze it, draw its credit down. Once: what is issued is returned as it is.
 
-    None if nothing was used: then the draft goes. NotDue before its period is closed and the margin has passed, within
-    which a statement may still book into it. BooksAreWrong if they do not reconcile; the draft says why.
+    None if nothing was used: then the draft goes. NotDue before its period is closed, the margin has passed, and every
+    transaction has ended that may still book into it. BooksAreWrong if they do not reconcile; the draft says why.
     """
     invoice = Invoice.objects.get(pk=invoice_id)
     if invoice.status != InvoiceStatus.DRAFT:
@@ -102,6 +126,11 @@ def issue(invoice_id: int, at: datetime, *, by: Actor = None) -> Invoice | None:
     margin = timedelta(seconds=settings.CLOSE_MARGIN_S)
     if invoice.closed_at is None or at < invoice.closed_at + margin:
         raise NotDue(f"The period of {invoice} is not closed long enough.")
+    if invoice.closing_seen_at is None:  # who closed it died before the look
+        _see_closing(invoice.pk)
+        raise NotDue(f"The closing of {invoice} was seen only now.")
+    if not ledger.has_all_before(invoice.closing_seen_at):
+        raise NotDue(f"A transaction runs that began before the period of {invoice} was closed.")
     _reconcile(invoice)
     with transaction.atomic():
         account, invoice = locked(invoice_id)
@@ -158,7 +187,8 @@ def reissue(invoice_id: int, *, by: Actor, at: datetime) -> Invoice:
         if existing := taken.first():
             raise ValueError(f"Its period is on {existing}.")
         period = Period(old.period_start, old.period_end)
-        invoice = _new_draft(account, period, at, replaces=old, closed_at=old.closed_at)
+        closing = {"closed_at": old.closed_at, "closing_seen_at": old.closing_seen_at}
+        invoice = _new_draft(account, period, at, replaces=old, **closing)
         _fill(invoice, account, at)
         AuditEntry.record("invoice.reissue", old, by=by, at=at)
     return invoice
@@ -291,6 +321,7 @@ def _new_draft(
     *,
     replaces: Invoice | None = None,
     closed_at: datetime | None = None,
+    closing_seen_at: datetime | None = None,
 ) -> Invoice:
     return Invoice.objects.create(
         issuer=Issuer.standard(),
@@ -302,6 +333,7 @@ def _new_draft(
         drafted_at=at,
         replaces=replaces,
         closed_at=closed_at,
+        closing_seen_at=closing_seen_at,
     )
 
 

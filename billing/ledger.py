@@ -12,6 +12,13 @@ from billing.models import Hold
 from tenants.models import Actor, AuditEntry
 
 REAP_ROWS_MAX = 1000
+# When the oldest transaction began that may still commit a booking, NULL if none runs. Sessions of other roles are seen
+# only by a role that may read all statistics: let everything that books sign in as the same role.
+OLDEST_RUNNING = """
+    (SELECT min(xact_start) FROM pg_stat_activity
+     WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+       AND (backend_xid IS NOT NULL OR state = 'active'))
+"""
 PARTITION_MONTHS_AHEAD = 3
 
 
@@ -52,6 +59,18 @@ def release(request_id: UUID, *, by: Actor, at: datetime) -> Hold | None:
         with connection.cursor() as cursor:
             cursor.execute(SETTLE, [json.dumps(void)])
     return hold
+
+
+def has_all_before(instant: datetime) -> bool:
+    """Say whether every transaction has ended that began before that instant, by the database's clock.
+
+    What any of them booked is then seen by all. One that only read, and waits for its client, does not count.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT coalesce({OLDEST_RUNNING} > %s, true)", [instant])
+        row = cursor.fetchone()
+    assert row is not None
+    return bool(row[0])
 
 
 def create_partitions(months_ahead: int = PARTITION_MONTHS_AHEAD) -> int:

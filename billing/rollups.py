@@ -14,6 +14,7 @@ from typing import Any
 from django.db import connection, transaction
 from django.db.models import Sum
 
+from billing import ledger
 from billing.models import Rollup
 from billing.periods import Period
 from billing.rating import Kind, Quantity
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Local midnight, where periods are cut, is a full quarter of an hour in every zone of today.
 BUCKET = timedelta(minutes=15)
-# A record is dated before its commit; no statement that books outlives the database's silence limit by this much.
+# A record is dated before its commit, so the mark never passes a transaction that runs. The overlap is for those of
+# other database roles, which cannot be seen.
 OVERLAP_S = 300
 BUCKETS_AT_ONCE_MAX = 1000  # in one transaction
 WRITTEN_AT_ONCE_MAX = timedelta(hours=6)  # that are caught up with before it is written down
@@ -110,10 +112,12 @@ REPLACE = f"""
     SELECT count(*) FROM changed
 """
 
-# The instants between which the ledger was written to and the rollups may not know it: all of it if there is no mark.
+# The instants between which the ledger was written to and the rollups may not know it (all of it if there is no mark),
+# and the one up to which all of it can be read by now.
 UNKNOWN = f"""
     SELECT coalesce((SELECT recorded_until FROM billing_rollupmark) - interval '{OVERLAP_S} seconds',
-                    (SELECT min(recorded_at) FROM billing_usagerecord)), clock_timestamp()
+                    (SELECT min(recorded_at) FROM billing_usagerecord)),
+           clock_timestamp(), least(clock_timestamp(), {ledger.OLDEST_RUNNING})
 """
 WRITTEN_BETWEEN = f"""
     SELECT DISTINCT u.organization_id, {BIN} FROM billing_usagerecord u
@@ -121,8 +125,9 @@ WRITTEN_BETWEEN = f"""
       AND (%(organization)s::bigint IS NULL OR u.organization_id = %(organization)s)
     ORDER BY 1, 2
 """
-ALL_THERE_IS = """
-    SELECT min(recorded_at), greatest(max(recorded_at) + interval '1 microsecond', clock_timestamp())
+ALL_THERE_IS = f"""
+    SELECT min(recorded_at), greatest(max(recorded_at) + interval '1 microsecond', clock_timestamp()),
+           least(clock_timestamp(), {ledger.OLDEST_RUNNING})
     FROM billing_usagerecord
 """
 ROLLED_UP = "SELECT DISTINCT organization_id FROM billing_rollup ORDER BY 1"
@@ -131,7 +136,7 @@ STALE = f"""
     EXCEPT SELECT organization_id, {BIN} FROM billing_usagerecord u WHERE organization_id = %(organization)s
 """
 MARK = """
-    INSERT INTO billing_rollupmark AS mark (id, recorded_until) VALUES (1, least(%s, clock_timestamp()))
+    INSERT INTO billing_rollupmark AS mark (id, recorded_until) VALUES (1, %s)
     ON CONFLICT (id) DO UPDATE SET recorded_until = greatest(mark.recorded_until, EXCLUDED.recorded_until)
 """
 # Those who recompute one organization do so one after the other, each with a snapshot of its own; all take several
@@ -156,12 +161,12 @@ def recompute(*, everything: bool = False) -> int:
     Returns how many rows changed. Safe at any time, any number of times at once. One that was interrupted goes on where
     it was, not from the beginning.
     """
-    since, until = _instants(ALL_THERE_IS if everything else UNKNOWN)
+    since, until, complete_until = _instants(ALL_THERE_IS if everything else UNKNOWN)
     changed = 0
     while since is not None and since < until:
         end = min(since + WRITTEN_AT_ONCE_MAX, until)
         changed += replace_all(written_between(since, end))
-        _mark(end)
+        _mark(min(end, complete_until))
         since = end
     if everything:
         changed += sum(replace_all(_stale(organization)) for (organization,) in _rows(ROLLED_UP))
@@ -170,7 +175,7 @@ def recompute(*, everything: bool = False) -> int:
 
 def recompute_of(organization_id: int) -> int:
     """Make one organization's rollups what the ledger says, where it was written to since the last run of all."""
-    since, until = _instants(UNKNOWN)
+    since, until, _ = _instants(UNKNOWN)
     return replace_all(written_between(since, until, organization_id)) if since is not None else 0
 
 
@@ -237,9 +242,9 @@ def _quantity(row: dict[str, Any], kind: Kind) -> Quantity:
     )
 
 
-def _instants(statement: str) -> tuple[datetime | None, datetime]:
-    ((since, until),) = _rows(statement)
-    return since, until
+def _instants(statement: str) -> tuple[datetime | None, datetime, datetime]:
+    ((since, until, complete_until),) = _rows(statement)
+    return since, until, complete_until
 
 
 def _stale(organization_id: int) -> list[Bucket]:

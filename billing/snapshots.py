@@ -154,8 +154,8 @@ class Snapshot(Struct, frozen=True, forbid_unknown_fields=True):
     previous_sha256: str | None
 
 
-def canonical(snapshot: Snapshot) -> bytes:
-    """Return the one JSON text of the snapshot: keys sorted, no spaces, UTF-8. What is hashed.
+def canonical(snapshot: Snapshot | dict[str, Any]) -> bytes:
+    """Return the one JSON text of the snapshot, or of its stored JSON: keys sorted, no spaces, UTF-8. What is hashed.
 
     JSON's key order is lost in PostgreSQL's jsonb, and so must not matter.
     """

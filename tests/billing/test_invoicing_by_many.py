@@ -4,6 +4,7 @@ Numbers without a gap (P12), the same invoice whenever and however often its tas
 """
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -19,6 +20,8 @@ from threading import Barrier
 from typing import Any
 from uuid import uuid4
 
+import msgspec
+import psycopg
 import pytest
 from celery.contrib.testing.worker import start_worker
 from celery.signals import task_postrun
@@ -27,15 +30,16 @@ from django.utils.timezone import now
 
 from billing import invoicing, rollups, snapshots, tasks
 from billing.events import Event
+from billing.holds import SETTLE
 from billing.invoices import Invoice, InvoiceDocument, InvoiceNumbers
 from billing.verification import verify
 from gateway.celery import app
-from tests import factories
+from tests import booked, bookings, factories
 from tests.billing.test_alerts import eight_at_once
 from tests.billing.test_late_usage import in_threads
 from tests.door import ROOT, database_url
 from tests.factories import Tenant
-from tests.invoiced import ISSUED, OVER, use
+from tests.invoiced import ISSUED, NOON, OVER, close, use
 
 WORKERS = 8
 KILLS = 20
@@ -114,6 +118,28 @@ def prove_the_chain() -> None:
         assert [each.serial for each in chain] == list(range(1, numbers.last_number + 1))
         assert all(b.previous_sha256 == a.content_sha256 for a, b in pairwise(chain))
         assert all(snapshots.sha256(each.frozen) == each.content_sha256 for each in chain)
+
+
+def test_an_invoice_waits_for_what_is_being_booked_while_its_period_is_closed(
+    alice: Tenant,
+) -> None:
+    price = factories.price(factories.unique("vlm"))
+    use(alice, price)
+    held = booked.hold(alice, price, received_at=NOON)
+    amount = held.tokens_in_text * price.text_in_micro + 7 * price.out_micro
+    row = bookings.usage(held, tokens_out=7, amount_pico=amount)
+
+    with psycopg.connect(database_url()) as slow:
+        slow.execute(SETTLE, [json.dumps([msgspec.to_builtins(row)])])
+        closed = close(alice)
+        with pytest.raises(invoicing.NotDue, match="began before"):
+            invoicing.issue(closed.pk, ISSUED)
+        slow.commit()
+
+    issued = invoicing.issue(closed.pk, ISSUED)
+    assert issued is not None
+    assert sum(line.quantity for line in issued.lines.filter(kind="out")) == 50_000 + 7
+    assert verify(issued) == []
 
 
 def test_eight_workers_at_once_issue_each_invoice_once(tenants: list[Tenant]) -> None:

@@ -125,11 +125,6 @@ def move_organization(world: World) -> None:
     Organization.objects.filter(pk=organization(world).pk).update(timezone=zone)
 
 
-def change_currency(world: World) -> None:
-    currency = world.chance.choice(["USD", "EUR", "JPY", "TWD"])
-    Organization.objects.filter(pk=organization(world).pk).update(currency=currency)
-
-
 def change_shares(world: World) -> None:
     Organization.objects.filter(pk=organization(world).pk).update(
         bills_aborted="nothing", bills_failed="prompt", bills_lost="nothing"
@@ -192,7 +187,7 @@ def organization(world: World) -> Organization:
 
 CHANGES: list[Callable[[World], None]] = [
     *(late_usage, new_price, new_allowance, rename_price_list, change_account, change_price_list),
-    *(rename_organization, move_organization, change_currency, change_shares, rename_team),
+    *(rename_organization, move_organization, change_shares, rename_team),
     *(add_team_of_the_old_name, revoke_key, suspend, change_issuer, pay, credit_a_line, remind),
     *(recompute, advance),
 ]
@@ -207,6 +202,7 @@ REFUSED: list[Callable[[World], Any]] = [
     lambda world: Invoice.objects.get(pk=world.invoice.pk).delete(),
     lambda world: world.invoice.lines.all().delete(),
     lambda world: InvoiceDocument.objects.update(content=b""),
+    lambda world: Organization.objects.filter(pk=organization(world).pk).update(currency="EUR"),
     lambda world: Account.objects.update(closed_until=MARCH.start),
     lambda world: invoicing.reissue(world.invoice.pk, by=None, at=ISSUED),
 ]

@@ -206,6 +206,18 @@ def test_a_record_that_commits_late_is_found_by_the_overlap(acme: Tenant, vlm: P
     assert only(acme)["requests"] == 1
 
 
+def test_the_mark_does_not_pass_a_transaction_that_may_still_book(alice: Tenant) -> None:
+    price = factories.price(factories.unique("vlm"))
+    book(alice, price)
+    with psycopg.connect(database_url()) as slow:
+        slow.execute("SELECT pg_current_xact_id()")
+        (began,) = slow.execute("SELECT transaction_timestamp()").fetchone() or (None,)
+        rollups.recompute()
+
+    assert only(alice)["requests"] == 1
+    assert RollupMark.objects.get().recorded_until == began
+
+
 def test_a_run_that_breaks_off_has_caught_up_with_what_it_says(
     alice: Tenant,
 ) -> None:
@@ -397,6 +409,9 @@ def test_a_worker_killed_anywhere_leaves_nothing_that_the_next_run_does_not_mend
 ) -> None:
     rollups.recompute()
     whole, count = fingerprint(busy), len(rows(busy))
+    last_recorded_at = (
+        UsageRecord.objects.filter(organization=busy.organization).latest("recorded_at").recorded_at
+    )
     chance = random.Random(20)
     partial = 0
     with workers() as start:
@@ -407,7 +422,8 @@ def test_a_worker_killed_anywhere_leaves_nothing_that_the_next_run_does_not_mend
             time.sleep(chance.uniform(0, 0.005))
             os.kill(worker, signal.SIGKILL)
             is_partial = 0 < len(rows(busy)) < count
-            assert not (is_partial and RollupMark.objects.exists()), "it said that it was done"
+            done = RollupMark.objects.filter(recorded_until__gt=last_recorded_at)
+            assert not (is_partial and done.exists()), "it said that it was done"
             partial += is_partial
             rollups.recompute(everything=True)
             assert fingerprint(busy) == whole

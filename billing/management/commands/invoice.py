@@ -146,7 +146,7 @@ class Command(console.NounCommand):
     def show_one(self, *, number: str, json: bool, **_: Any) -> None:
         invoice = _find(number)
         if json:
-            self.stdout.write(snapshots.canonical(invoice.frozen).decode())
+            self.stdout.write(invoice.canonical.decode())
             return
         self.stdout.write(self._line(invoice))
         self._print(invoice.frozen)
