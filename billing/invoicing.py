@@ -35,6 +35,7 @@ from tenants.models import Actor, AuditEntry, Organization
 
 logger = logging.getLogger(__name__)
 
+HELD_BACK_CHARS_MAX = 300
 PERIODS_AT_ONCE_MAX = 36  # that one run of `advance` catches up with
 
 
@@ -59,6 +60,11 @@ def advance(organization_id: int, at: datetime) -> list[Invoice]:
             pass
         except BooksAreWrong as error:
             logger.error("%s cannot be issued: %s", invoice, error)
+        except (
+            ValueError
+        ) as error:  # prices that do not fit together, or a period that cannot be rated
+            _hold_back(invoice, str(error))
+            logger.exception("%s cannot be issued", invoice)
     for _ in range(PERIODS_AT_ONCE_MAX):
         draft_of_period = draft(organization_id, at)
         if draft_of_period is None or not close(draft_of_period.pk, at):
@@ -298,8 +304,14 @@ def _reconcile(invoice: Invoice) -> None:
         broken.append("rollups_are_the_ledger")
     if broken:
         reason = f"The books are wrong: {', '.join(broken)}."
-        Invoice.objects.filter(pk=invoice.pk, status="draft").update(held_back=reason[:300])
+        _hold_back(invoice, reason)
         raise BooksAreWrong(reason)
+
+
+def _hold_back(invoice: Invoice, reason: str) -> None:
+    """Say on the draft why it is not issued."""
+    drafts = Invoice.objects.filter(pk=invoice.pk, status=InvoiceStatus.DRAFT)
+    drafts.update(held_back=reason[:HELD_BACK_CHARS_MAX])
 
 
 def _open_draft(account: Account, at: datetime) -> Invoice | None:
@@ -311,6 +323,7 @@ def _open_draft(account: Account, at: datetime) -> Invoice | None:
     period = current_period(account)
     if period is None or period.end > at:
         return None
+    account.close(period.start)  # the first one: what is found of the time before goes into it, too
     return _new_draft(account, period, at)
 
 

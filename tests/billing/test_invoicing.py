@@ -30,6 +30,19 @@ def account(tenant: Tenant, **fields: Any) -> None:
     Account.objects.filter(organization=tenant.organization).update(**fields)
 
 
+def test_what_is_found_of_the_time_before_the_first_invoice_is_on_it(
+    acme: Tenant, vlm: Price
+) -> None:
+    use(acme, vlm)
+    draft(acme)
+    use(acme, vlm, at=MARCH.start - timedelta(days=20), out=7)
+
+    issued = issue(acme)
+
+    out = issued.lines.get(kind="out")
+    assert (out.quantity, out.late_quantity) == (50_007, 7)
+
+
 def test_nothing_is_drafted_before_the_period_ends(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
 
