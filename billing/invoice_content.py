@@ -100,7 +100,7 @@ def stamped(snapshot: Snapshot, stamp: Stamp, credits: Sequence[snapshots.Credit
 
 
 def issuer(row: Issuer) -> snapshots.Issuer:
-    return snapshots.Issuer(row.name, row.tax_id, row.address)
+    return snapshots.Issuer(row.name, row.tax_id, row.address, row.timezone)
 
 
 def utc(instant: datetime) -> datetime:

@@ -152,7 +152,8 @@ class _Page(FPDF):
     def _facts(self) -> list[tuple[str, str]]:
         snapshot, words = self.snapshot, self.words
         found = [(words.issued, snapshot.issued_at), (words.due, snapshot.due_at)]
-        facts = [(label, f"{self._day(at)}") for label, at in found if at]
+        zone = ZoneInfo(snapshot.issuer.timezone)  # as of its number: they name the same year
+        facts = [(label, f"{at.astimezone(zone).date()}") for label, at in found if at]
         facts.append((words.period, self._period()))
         if snapshot.corrects:
             facts.append((words.corrects, snapshot.corrects))

@@ -29,6 +29,7 @@ class Issuer(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     tax_id: str
     address: str
+    timezone: str  # of its numbers' years, and of the day on which it issued
 
 
 class Customer(Struct, frozen=True, forbid_unknown_fields=True):

