@@ -27,13 +27,20 @@ def draw(invoice: Invoice, total_minor: int, at: datetime) -> list[Credit]:
     return found
 
 
-def give_back(invoice: Invoice, at: datetime) -> None:
-    """Give back what a void invoice has drawn; what has expired since then stays expired."""
+def give_back(invoice: Invoice, at: datetime, amount_minor: int | None = None) -> None:
+    """Give back what the invoice has drawn, or so much of it: the other way round, so purchased before granted.
+
+    What has expired since then stays expired.
+    """
+    left = invoice.drawn_minor if amount_minor is None else min(amount_minor, invoice.drawn_minor)
     drawn = invoice.draws.values("grant").annotate(sum=Sum("amount_minor")).filter(sum__gt=0)
-    for row in drawn.order_by("grant"):
-        CreditDraw.objects.create(
-            grant_id=row["grant"], invoice=invoice, amount_minor=-row["sum"], created_at=at
-        )
+    sums = {row["grant"]: int(row["sum"]) for row in drawn}
+    for grant in sorted(CreditGrant.objects.filter(pk__in=sums), key=_turn, reverse=True):
+        amount = min(left, sums[grant.pk])
+        if amount <= 0:
+            break
+        CreditDraw.objects.create(grant=grant, invoice=invoice, amount_minor=-amount, created_at=at)
+        left -= amount
 
 
 def remaining(grant: CreditGrant) -> int:

@@ -3,11 +3,12 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import msgspec
 from django.db import transaction
 
+from billing import credit as credit_grants
 from billing import numbering
 from billing.events import EventType
 from billing.invoice_content import utc
@@ -44,8 +45,9 @@ def credit(
 ) -> Invoice:
     """Issue a credit note for these lines of an issued invoice, or for all that is left of it; ValueError if nothing.
 
-    A line takes its free allowance with it. Discount and tax follow; the note that takes the last line takes what
-    rounding has left of them too, so that all notes together are the invoice.
+    A line takes its free allowance with it. Discount and tax follow: they are rounded once for all that is credited
+    so far, so that no note takes too much, and all notes together are the invoice. What the invoice had drawn of
+    credit and does not need any more goes back there; what was paid may then be paid back.
     """
     with transaction.atomic():
         _, invoice = locked(invoice_id)
@@ -74,6 +76,8 @@ def credit(
         detail = {"invoice": invoice.number, "lines": [item.position for item in chosen]}
         AuditEntry.record("invoice.credit", note, by=by, at=at, detail=detail)
         tell(EventType.INVOICE_ISSUED, note, at)
+        if invoice.open_minor < 0:
+            credit_grants.give_back(invoice, at, -invoice.open_minor)
         settle_status(invoice, at)
     return note
 
@@ -134,20 +138,36 @@ def _content(
 
 
 def _totals(invoice: Invoice, original: Snapshot, chosen: list[_Item], *, is_rest: bool) -> Totals:
+    notes = [note.frozen.totals for note in invoice.credit_notes.all()]
+    subtotal = sum(item.row.amount_minor for item in chosen)
+    credited = _Credited.of(original, subtotal - sum(each.subtotal_minor for each in notes))
     if is_rest:
-        notes = [note.frozen.totals for note in invoice.credit_notes.all()]
         sums = original.totals
-        subtotal = -sums.subtotal_minor - sum(each.subtotal_minor for each in notes)
-        discount = -sums.discount_minor - sum(each.discount_minor for each in notes)
-        tax = -sums.tax_minor - sum(each.tax_minor for each in notes)
-    else:
-        subtotal = -sum(item.row.amount_minor for item in chosen)
+        credited = _Credited(sums.subtotal_minor, sums.discount_minor, sums.tax_minor)
+    subtotal = -credited.subtotal - sum(each.subtotal_minor for each in notes)
+    discount = -credited.discount - sum(each.discount_minor for each in notes)
+    tax = -credited.tax - sum(each.tax_minor for each in notes)
+    total = subtotal + discount + tax
+    if total > 0:
+        raise ValueError("These lines are below zero themselves: credit them together with others.")
+    return Totals(subtotal, discount, tax, total, credits_minor=0, due_minor=total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Credited:
+    """What all notes of an invoice come to, in minor units and as the invoice has it."""
+
+    subtotal: int
+    discount: int
+    tax: int
+
+    @classmethod
+    def of(cls, original: Snapshot, subtotal: int) -> Self:
+        """Compute discount and tax of lines that come to `subtotal`, as for the invoice itself."""
         bp = original.discount.bp if original.discount else 0
         discount = -round_half_even(subtotal * bp, BP)
         tax_bp = 0 if original.tax.exempt else original.tax.bp
-        tax = round_half_even((subtotal + discount) * tax_bp, BP)
-    total = subtotal + discount + tax
-    return Totals(subtotal, discount, tax, total, credits_minor=0, due_minor=total)
+        return cls(subtotal, discount, round_half_even((subtotal + discount) * tax_bp, BP))
 
 
 def _taken_back(team: Team, chosen: list[_Item]) -> Team | None:

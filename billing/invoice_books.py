@@ -25,6 +25,10 @@ FROZEN_SUMS = ", ".join(
 DRAWN = (
     "coalesce((SELECT sum(d.amount_minor) FROM billing_creditdraw d WHERE d.{of} = {row}.id), 0)"
 )
+PAID = "coalesce((SELECT sum(p.amount_minor) FROM billing_payment p WHERE p.invoice_id = i.id), 0)"
+CREDITED = (
+    "coalesce((SELECT sum(n.total_minor) FROM billing_invoice n WHERE n.corrects_id = i.id), 0)"
+)
 
 # Each selects one column, `example`: what is broken, in a line.
 INVARIANTS: dict[str, tuple[str, str]] = {
@@ -80,11 +84,13 @@ INVARIANTS: dict[str, tuple[str, str]] = {
             WHERE {ISSUED} AND i.period_end > coalesce(a.closed_until, 'epoch')""",
     ),
     "credit_drawn_is_on_its_invoice": (
-        "what was drawn of an organization's credit is on the invoice, and came back if that is void",
+        "what was drawn of an organization's credit is on the invoice, and came back if that is void, or credited",
         f"""SELECT format('%%s: %%s, drawn %%s', {NAME}, i.credits_minor, drawn.sum) AS example
             FROM billing_invoice i
-            CROSS JOIN LATERAL (SELECT {DRAWN.format(of="invoice_id", row="i")} AS sum) drawn
-            WHERE {IN_INVOICES} AND drawn.sum <> CASE i.status WHEN 'void' THEN 0 ELSE -i.credits_minor END""",
+            CROSS JOIN LATERAL (SELECT {DRAWN.format(of="invoice_id", row="i")} AS sum, {CREDITED} AS credited) drawn
+            WHERE {IN_INVOICES} AND drawn.sum NOT BETWEEN
+                CASE i.status WHEN 'void' THEN 0 ELSE greatest(0, -i.credits_minor + drawn.credited) END
+                AND CASE i.status WHEN 'void' THEN 0 ELSE -i.credits_minor END""",
     ),
     "credit_is_not_overdrawn": (
         "no more is drawn of a credit than was granted, nor less than nothing",
@@ -94,14 +100,13 @@ INVARIANTS: dict[str, tuple[str, str]] = {
             WHERE {IN_INVOICES} AND drawn.sum NOT BETWEEN 0 AND i.amount_minor""",
     ),
     "paid_is_what_nothing_is_open_of": (
-        "an invoice is paid when payments and credit notes leave nothing open, and only then",
+        "an invoice is paid when payments and credit notes leave nothing open, and only then; nothing is on a void one",
         f"""SELECT format('%%s is %%s, open is %%s', i.number, i.status, left_over.open) AS example
             FROM billing_invoice i
-            CROSS JOIN LATERAL (SELECT i.due_minor
-                - coalesce((SELECT sum(p.amount_minor) FROM billing_payment p WHERE p.invoice_id = i.id), 0)
-                + coalesce((SELECT sum(n.total_minor) FROM billing_invoice n WHERE n.corrects_id = i.id), 0)
-                    AS open) left_over
-            WHERE {ISSUED} AND i.kind = 'invoice' AND i.status <> 'void'
-              AND (i.status = 'paid') <> (left_over.open <= 0)""",
+            CROSS JOIN LATERAL (SELECT {PAID} AS paid, i.total_minor + {CREDITED}
+                - {DRAWN.format(of="invoice_id", row="i")} - {PAID} AS open) left_over
+            WHERE {ISSUED} AND i.kind = 'invoice'
+              AND CASE i.status WHEN 'void' THEN left_over.paid <> 0
+                  ELSE (i.status = 'paid') <> (left_over.open <= 0) END""",
     ),
 }

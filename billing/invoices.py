@@ -214,7 +214,12 @@ class Invoice(models.Model):
     @property
     def open_minor(self) -> int:
         """Return what is still to be paid; below zero, what was paid too much."""
-        return self.due_minor + self.credited_minor - self.paid_minor
+        return self.total_minor - self.drawn_minor + self.credited_minor - self.paid_minor
+
+    @property
+    def drawn_minor(self) -> int:
+        """Return what it took of credit, less what came back when it was voided or credited."""
+        return int(self.draws.aggregate(sum=Sum("amount_minor"))["sum"] or 0)
 
     def is_overdue(self, at: datetime) -> bool:
         return self.status == InvoiceStatus.ISSUED and self.due_at is not None and self.due_at < at
@@ -326,7 +331,7 @@ class CreditGrant(models.Model):
 
 
 class CreditDraw(models.Model):
-    """What an invoice took of a grant; below zero, what came back when it was voided."""
+    """What an invoice took of a grant; below zero, what came back when it was voided or credited."""
 
     grant = models.ForeignKey(CreditGrant, on_delete=models.PROTECT, related_name="draws")
     invoice = models.ForeignKey(Invoice, on_delete=models.PROTECT, related_name="draws")

@@ -29,10 +29,7 @@ def pay(
         raise ValueError("A payment is an amount other than nothing.")
     with transaction.atomic():
         _, invoice = locked(invoice_id)
-        if invoice.status not in (InvoiceStatus.ISSUED, InvoiceStatus.PAID):
-            raise ValueError(f"{invoice} is {invoice.status}: nothing can be paid on it.")
-        if invoice.paid_minor + amount_minor < 0:
-            raise ValueError(f"No more can go back than came in for {invoice}.")
+        _check(invoice, amount_minor)
         if reference and invoice.payments.filter(reference=reference, reverses=None).exists():
             raise ValueError(f"{reference!r} is entered already for {invoice}.")
         payment = Payment.objects.create(
@@ -48,7 +45,7 @@ def pay(
 
 
 def reverse(payment_id: int, *, by: Actor, at: datetime) -> Payment:
-    """Take back a payment that was a mistake, by one of the opposite amount. ValueError if that was done already."""
+    """Take back a payment that was a mistake, by one of the opposite amount. ValueError if it cannot be."""
     found = Payment.objects.get(pk=payment_id)
     with transaction.atomic():
         _, invoice = locked(found.invoice_id)
@@ -56,6 +53,7 @@ def reverse(payment_id: int, *, by: Actor, at: datetime) -> Payment:
             raise ValueError(f"{found} is a reversal itself.")
         if Payment.objects.filter(reverses=found).exists():
             raise ValueError(f"{found} is reversed already.")
+        _check(invoice, -found.amount_minor)
         payment = Payment.objects.create(
             invoice=invoice,
             amount_minor=-found.amount_minor,
@@ -67,6 +65,18 @@ def reverse(payment_id: int, *, by: Actor, at: datetime) -> Payment:
         )
         _record("invoice.reverse_payment", invoice, payment, by, at)
     return payment
+
+
+def _check(invoice: Invoice, amount_minor: int) -> None:
+    """See that the amount can be entered: ValueError if not.
+
+    No more goes back than came in; but of an invoice below zero, all that it owes.
+    """
+    if invoice.status not in (InvoiceStatus.ISSUED, InvoiceStatus.PAID):
+        raise ValueError(f"{invoice} is {invoice.status}: nothing can be paid on it.")
+    owed_minor = invoice.total_minor - invoice.drawn_minor + invoice.credited_minor
+    if invoice.paid_minor + amount_minor < min(0, owed_minor):
+        raise ValueError(f"No more can go back than came in for {invoice}.")
 
 
 def _record(action: str, invoice: Invoice, payment: Payment, by: Actor, at: datetime) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from asgiref.sync import sync_to_async
 
 from billing import exports
-from billing.invoices import Invoice, Payment
+from billing.invoices import CreditDraw, Invoice, Payment
 from billing.snapshots import Document
 from tenants.models import Organization
 
@@ -41,16 +41,18 @@ class Row:
 
 
 def of_organization(organization: Organization, at: datetime) -> list[Row]:
-    """Return its invoices, credit notes and drafts, the latest first; three queries."""
+    """Return its invoices, credit notes and drafts, the latest first; four queries."""
     invoices = list(organization.invoices.select_related("corrects")[:ROWS_MAX])
     paid = _by(Payment.objects.filter(invoice__in=invoices).values_list("invoice", "amount_minor"))
+    draws = CreditDraw.objects.filter(invoice__in=invoices)
+    drawn = _by(draws.values_list("invoice", "amount_minor"))
     notes = Invoice.objects.filter(corrects__in=invoices)
     credited = _by(notes.values_list("corrects", "total_minor"))
     return [
         Row(
             invoice,
             invoice.standing(at),
-            invoice.due_minor + credited[invoice.pk] - paid[invoice.pk],
+            invoice.total_minor - drawn[invoice.pk] + credited[invoice.pk] - paid[invoice.pk],
         )
         for invoice in invoices
     ]

@@ -73,14 +73,7 @@ BREAKS = {
 
 @pytest.fixture
 def invoices(empty_database: None, acme: Tenant, vlm: Price) -> dict[str, int]:
-    """Two years of invoices: paid, credited, void and issued anew, one that credit paid, and a draft."""
-    CreditGrant.objects.create(
-        organization=acme.organization,
-        source="granted",
-        currency="TWD",
-        amount_minor=3,
-        created_at=NOON,
-    )
+    """Two years of invoices: paid, credited, void and issued anew, one that credit was drawn for, and a draft."""
     use(acme, vlm, text=100_000_000)
     first = issue(acme)
     note = credit_notes.credit(first.pk, reason="", by=None, at=ISSUED)
@@ -89,6 +82,16 @@ def invoices(empty_database: None, acme: Tenant, vlm: Price) -> dict[str, int]:
     second = issue(other)
     invoicing.void(second.pk, reason="", by=None, at=ISSUED)
     invoicing.issue(invoicing.reissue(second.pk, by=None, at=ISSUED).pk, ISSUED)
+    third = factories.tenant("third")
+    CreditGrant.objects.create(
+        organization=third.organization,
+        source="granted",
+        currency="TWD",
+        amount_minor=3,
+        created_at=NOON,
+    )
+    use(third, vlm)
+    issue(third)
     use(other, vlm, at=APRIL)
     last = issue(other, NEXT_YEAR)
     payments.pay(last.pk, last.due_minor, received_at=NEXT_YEAR, by=None, at=NEXT_YEAR)
@@ -107,7 +110,7 @@ def broken() -> set[str]:
 
 def test_invoices_that_are_right_break_nothing(invoices: dict[str, int]) -> None:
     assert books.check() == []
-    assert Invoice.objects.filter(number__isnull=False).count() == 5
+    assert Invoice.objects.filter(number__isnull=False).count() == 6
 
 
 @pytest.mark.parametrize("statement", BREAKS)

@@ -1,12 +1,14 @@
 """The life of an invoice: draft, refresh, close, issue, pay, void, credit. Nothing issued is ever edited."""
 
+import random
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any
 
 import pytest
 from django.db import DatabaseError, connection, transaction
 
-from billing import credit, credit_notes, invoicing, payments, rollups, snapshots
+from billing import books, credit, credit_notes, invoicing, payments, rollups, snapshots
 from billing.accounts import Account
 from billing.events import Event
 from billing.invoices import CreditGrant, Invoice, InvoiceLine, Issuer, Payment
@@ -288,6 +290,19 @@ def test_no_more_goes_back_than_came_in(acme: Tenant, vlm: Price) -> None:
         payments.pay(issue(acme).pk, -1, received_at=ISSUED, by=None, at=ISSUED)
 
 
+def test_a_payment_is_not_reversed_before_what_went_back_of_it(acme: Tenant, vlm: Price) -> None:
+    use(acme, vlm, text=100_000_000, out=0)
+    issued = issue(acme)
+    paid = payments.pay(issued.pk, 100, received_at=ISSUED, by=None, at=ISSUED)
+    payments.pay(issued.pk, -100, received_at=ISSUED, by=None, at=ISSUED)
+
+    with pytest.raises(ValueError, match="No more"):
+        payments.reverse(paid.pk, by=None, at=ISSUED)
+    invoicing.void(issued.pk, reason="", by=None, at=ISSUED)
+    with pytest.raises(ValueError, match="void"):
+        payments.reverse(paid.pk, by=None, at=ISSUED)
+
+
 def test_an_invoice_is_overdue_the_moment_after_it_is_due(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
     issued = issue(acme)
@@ -363,6 +378,28 @@ def test_credit_notes_by_line_add_up_to_the_invoice(acme: Tenant, vlm: Price) ->
         credit_notes.credit(issued.pk, reason="", by=None, at=ISSUED)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_lines_credited_one_by_one_never_come_to_more_than_the_invoice(
+    acme: Tenant, seed: int
+) -> None:
+    """Each tax of its own would be 1, 1, 1, 1 and 0, where the invoice has 2."""
+    for number, dollars in enumerate((11, 11, 11, 11, 1)):
+        use(acme, factories.price(f"model-{number}"), text=dollars * 100_000, out=0)
+    issued = issue(acme)
+    assert (issued.subtotal_minor, issued.tax_minor) == (45, 2)
+    positions = random.Random(seed).sample(range(1, 6), 5)
+
+    notes = [
+        credit_notes.credit(issued.pk, [position], reason="", by=None, at=ISSUED)
+        for position in positions
+    ]
+
+    sums = list(accumulate(note.total_minor for note in notes))
+    assert sums[-1] == -47
+    assert min(sums) == -47
+    assert max(note.total_minor for note in notes) <= 0
+
+
 def test_a_line_is_credited_once(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
     issued = issue(acme)
@@ -413,6 +450,40 @@ def test_a_void_invoice_gives_its_credit_back(acme: Tenant, vlm: Price) -> None:
     invoicing.void(issue(acme).pk, reason="", by=None, at=ISSUED)
 
     assert credit.balance(acme.organization, ISSUED) == 5000
+
+
+def test_a_credit_note_gives_drawn_credit_back_first_and_payments_after(
+    acme: Tenant, vlm: Price
+) -> None:
+    granted, bought = grant(acme, 250, source="granted"), grant(acme, 400)
+    use(acme, vlm, text=100_000_000, out=0)
+    issued = issue(acme)
+    payments.pay(issued.pk, 400, received_at=ISSUED, by=None, at=ISSUED)
+
+    credit_notes.credit(issued.pk, reason="", by=None, at=ISSUED)
+
+    issued.refresh_from_db()
+    assert (credit.remaining(granted), credit.remaining(bought)) == (250, 400)
+    assert (issued.status, issued.open_minor) == ("paid", -400)
+    payments.pay(issued.pk, -400, received_at=ISSUED, by=None, at=ISSUED)
+    with pytest.raises(ValueError, match="No more"):
+        payments.pay(issued.pk, -1, received_at=ISSUED, by=None, at=ISSUED)
+    assert issued.open_minor == 0
+    assert books.check(acme.organization.pk) == []
+
+
+def test_of_drawn_credit_no_more_goes_back_than_is_too_much(acme: Tenant, vlm: Price) -> None:
+    granted, bought = grant(acme, 250, source="granted"), grant(acme, 5000)
+    use(acme, vlm, text=50_000_000, out=0)
+    use(acme, factories.price("other"), text=50_000_000, out=0)
+    issued = issue(acme)
+
+    credit_notes.credit(issued.pk, [1], reason="", by=None, at=ISSUED)
+
+    assert credit.remaining(granted) == 0, "what was bought goes back first"
+    assert credit.remaining(bought) == 5000 - 800 + 525
+    assert issued.open_minor == 0
+    assert books.check(acme.organization.pk) == []
 
 
 def test_credit_of_another_currency_or_organization_is_not_drawn(acme: Tenant, vlm: Price) -> None:
