@@ -77,7 +77,8 @@ def credit(
         AuditEntry.record("invoice.credit", note, by=by, at=at, detail=detail)
         tell(EventType.INVOICE_ISSUED, note, at)
         if invoice.open_minor < 0:
-            credit_grants.give_back(invoice, at, -invoice.open_minor)
+            # What was paid too much before is no credit.
+            credit_grants.give_back(invoice, at, min(-invoice.open_minor, -note.total_minor))
         settle_status(invoice, at)
     return note
 
@@ -148,6 +149,8 @@ def _totals(invoice: Invoice, original: Snapshot, chosen: list[_Item], *, is_res
     discount = -credited.discount - sum(each.discount_minor for each in notes)
     tax = -credited.tax - sum(each.tax_minor for each in notes)
     total = subtotal + discount + tax
+    if credited.subtotal + credited.discount + credited.tax > original.totals.total_minor:
+        raise ValueError("That is more than the invoice: credit lines below zero together with it.")
     if total > 0:
         raise ValueError("These lines are below zero themselves: credit them together with others.")
     return Totals(subtotal, discount, tax, total, credits_minor=0, due_minor=total)
