@@ -24,6 +24,7 @@ SHOWN_MAX = 5
 COUNTS_OF_A_LIMIT = 3
 # What a client sees of an answer that did not begin in time: an error, or nothing before its own patience ended.
 SILENCE = {"backend_timeout", "upstream_timeout", "no answer"}
+LEFT = "its client left before it heard an id"
 FEE_PICO = RATES["request_micro"] * 10**6
 
 WINDOWS = """
@@ -246,8 +247,8 @@ class Checker:
     def _unheld(self, id: str) -> str | None:
         if id in self.books.usage or self.talks[id].ended in {"refused", "broken"}:
             return None  # a backend that fails before it said anything costs nothing
-        seen = self.seen.get(id, "nothing")
-        if seen in SILENCE and self._was_frozen(self.talks[id]):
+        seen = self.seen.get(id, LEFT)
+        if seen in {*SILENCE, LEFT} and self._was_frozen(self.talks[id]):
             return None  # nor does one that seemed silent, as its gateway was stopped all the while
         return f"is nowhere in the books ({seen})"
 
