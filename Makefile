@@ -27,7 +27,7 @@ LOCK = .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11
 	--generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo-month manage test faults check lock compat bench
+.PHONY: help up down demo-month manage test faults check sql lock compat bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,10 @@ check:  ## what CI runs: format, lint, types, migrations, house rules, tests
 	@$(OFFLINE) .venv/bin/python -W ignore manage.py makemigrations --check --dry-run
 	@.venv/bin/python -m pytest -q tests/test_house.py
 	@exec $(PYTEST) $(ARGS)
+
+sql:  ## write */sql/ anew: the functions and triggers that all migrations come to
+	@$(ENVIRONMENT) requirements-dev.txt
+	@WRITE_SQL=1 .venv/bin/python -m pytest -q tests/test_stored_functions.py
 
 lock:  ## compile the hashed requirements from pyproject.toml
 	@$(ENVIRONMENT) requirements-dev.txt

@@ -1,7 +1,7 @@
 """What is booked: price versions, open holds, and the ledger of usage records.
 
-The data plane writes holds and usage records through two SQL functions (`billing/sql/booking.sql`), never
-through the ORM; triggers keep prices and usage records append-only whoever writes.
+The data plane writes holds and usage records through two SQL functions (`billing/sql/reserve_batch.sql` and
+`settle_batch.sql`), never through the ORM; triggers keep prices and usage records append-only whoever writes.
 """
 
 from typing import Any
