@@ -1,11 +1,13 @@
 """Prices, price lists, allowances and accounts in Django's admin: amounts are typed in units of the currency."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from django import forms
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.admin.widgets import AdminSplitDateTime
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest
@@ -14,7 +16,7 @@ from django.utils.timezone import now
 from billing import prices
 from billing.accounts import Account
 from billing.money import format_micro
-from billing.price_lists import TOKEN_KINDS, Allowance, Price, PriceList, PriceTier
+from billing.price_lists import TIERS_MAX, TOKEN_KINDS, Allowance, Price, PriceList, PriceTier
 from billing.tiers import TierMode
 from billing.worked_example import KINDS
 from tenants.admin import AuditedAdmin, ChangingAdmin
@@ -45,6 +47,14 @@ class VersionForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 class PriceForm(VersionForm):
+    """A price, which is valid only once the person has seen what it means and has confirmed just that.
+
+    A price is in force as it is saved, and is never taken back: so the first answer shows, and the second saves.
+    """
+
+    meaning: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    confirmed = forms.CharField(required=False)  # the digest of what was shown
     text_in_micro = AmountField(label="text in", help_text="Per million tokens, such as 12.5.")
     image_in_micro = AmountField(label="image in", help_text="Per million tokens.")
     cached_in_micro = AmountField(
@@ -61,9 +71,11 @@ class PriceForm(VersionForm):
 
     def clean_tiers(self) -> list[PriceTier]:
         try:
-            return [prices.parse_tier(line) for line in self.cleaned_data["tiers"].split()]
+            tiers = [prices.parse_tier(line) for line in self.cleaned_data["tiers"].split()]
         except ValueError as error:
             raise ValidationError(str(error)) from error
+        _check(tiers)
+        return tiers
 
     def clean(self) -> dict[str, Any]:
         """A price is in the currency of its list, and has the tiers of its mode."""
@@ -76,6 +88,37 @@ class PriceForm(VersionForm):
             if bool(tiers) != (cleaned.get("tier_mode") != TierMode.FLAT):
                 self.add_error("tiers", "Graduated and volume need tiers, and nothing else does.")
         return cleaned
+
+    def _post_clean(self) -> None:
+        """Ask for the confirmation last: only what could be saved can mean anything."""
+        super()._post_clean()  # type: ignore[misc]
+        if self.errors:
+            return
+        tiers: list[PriceTier] = self.cleaned_data["tiers"]
+        self.meaning = tuple(prices.meaning(self.instance, tiers))
+        self.doubts = tuple(prices.doubts(self.instance, tiers))
+        if self.cleaned_data["confirmed"] != self.digest:
+            self.add_error("confirmed", "Nothing is saved yet: see what it means, and confirm it.")
+
+    @property
+    def digest(self) -> str:
+        """What a confirmation belongs to: all that was entered, and the doubts it was shown with."""
+        entered = {name: self[name].data for name in self.fields if name != "confirmed"}
+        shown = json.dumps([entered, self.doubts], sort_keys=True)
+        return hashlib.sha256(shown.encode()).hexdigest()
+
+
+def _check(tiers: list[PriceTier]) -> None:
+    """Refuse what the database would: on the form, as nothing is shown of an error that comes with saving."""
+    for tier in tiers:
+        try:
+            tier.clean_fields(exclude=["price"])
+        except ValidationError as error:
+            raise ValidationError(error.messages) from error
+    if len(tiers) > TIERS_MAX:
+        raise ValidationError(f"A price has at most {TIERS_MAX} tiers.")
+    if len({(tier.kind, tier.from_tokens) for tier in tiers}) < len(tiers):
+        raise ValidationError("Two tiers of a kind begin at the same number of tokens.")
 
 
 def _amount(kind: str) -> Callable[[Price], str]:
@@ -124,15 +167,9 @@ class PriceAdmin(AuditedAdmin[Price]):
     def save_model(
         self, request: HttpRequest, obj: Price, form: "forms.ModelForm[Price]", change: bool
     ) -> None:
-        """Save the new version with its tiers, and show what it means."""
+        """Save the new version with its tiers, as they were confirmed."""
         assert request.user.is_authenticated, "the admin has let a person in"
-        tiers: list[PriceTier] = form.cleaned_data["tiers"]
-        doubts = prices.doubts(obj, tiers)
-        prices.add(obj, tiers, by=request.user)
-        for line in prices.meaning(obj, tiers):
-            self.message_user(request, f"At this price {line}.")
-        for doubt in doubts:
-            self.message_user(request, f"Look again: {doubt}", messages.WARNING)
+        prices.add(obj, form.cleaned_data["tiers"], by=request.user)
 
 
 @admin.register(PriceList)

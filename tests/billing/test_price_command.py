@@ -1,4 +1,6 @@
+from contextlib import nullcontext
 from datetime import timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -16,7 +18,15 @@ AMOUNTS = ("--currency=TWD", "--text-in=12.5", "--image-in=15", "--cached-in=6",
 
 
 def set_price(*words: str) -> str:
-    return run("price", "set", "vlm", *AMOUNTS, *words)[1]
+    """Set the price, whatever looks like a slip in it."""
+    return run("price", "set", "vlm", *AMOUNTS, "--yes", *words)[1]
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, text: str, *, is_terminal: bool) -> None:
+    """Let standard input be so."""
+    stdin = StringIO(text)
+    monkeypatch.setattr(stdin, "isatty", lambda: is_terminal)
+    monkeypatch.setattr("sys.stdin", stdin)
 
 
 def listed(*words: str) -> list[dict[str, Any]]:
@@ -41,7 +51,7 @@ def test_it_tells_what_an_image_costs_at_this_price() -> None:
 
 def test_cached_tokens_cost_what_text_costs_unless_said() -> None:
     words = [word for word in AMOUNTS if not word.startswith("--cached")]
-    run("price", "set", "vlm", *words)
+    run("price", "set", "vlm", "--yes", *words)
 
     assert Price.objects.get(model_name="vlm").cached_in_micro == 12_500_000
 
@@ -61,6 +71,40 @@ def test_a_price_per_token_in_the_place_of_one_per_million_is_pointed_out() -> N
 
     assert "image_in goes from 0.000015 to 15.00: is that per million tokens?" in told
     assert "out goes" not in told
+
+
+def test_what_looks_like_a_slip_is_not_saved_without_a_yes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer(monkeypatch, "y", is_terminal=False)
+
+    with pytest.raises(CommandError, match="Nothing was saved: look again, and say --yes"):
+        run("price", "set", "vlm", *AMOUNTS)
+    assert not Price.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_saved"),
+    [("y\n", True), ("YES\n", True), ("n\n", False), ("\n", False), ("", False)],
+)
+def test_a_person_at_a_terminal_is_asked(
+    monkeypatch: pytest.MonkeyPatch, text: str, is_saved: bool
+) -> None:
+    answer(monkeypatch, text, is_terminal=True)
+
+    with nullcontext() if is_saved else pytest.raises(CommandError, match="Nothing was saved"):
+        assert "[y/N]" in run("price", "set", "vlm", *AMOUNTS)[1]
+    assert Price.objects.exists() == is_saved
+
+
+def test_what_nobody_doubts_is_saved_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    factories.tenant(currency="TWD")
+    factories.price("vlm")
+    answer(monkeypatch, "", is_terminal=False)
+
+    run("price", "set", "vlm", *AMOUNTS)
+
+    assert Price.objects.count() == 2
 
 
 def test_the_first_price_of_a_name_asks_whether_it_is_right() -> None:

@@ -48,7 +48,7 @@ def allowance(price_list: PriceList, tokens: int, since: datetime, **fields: Any
 
 
 def set_gold(gold: PriceList, *words: str) -> str:
-    return run("price", "set", "vlm", f"--list={gold}", *AMOUNTS, *words)[1]
+    return run("price", "set", "vlm", f"--list={gold}", *AMOUNTS, "--yes", *words)[1]
 
 
 def test_there_is_one_default_list_for_each_currency(db: None) -> None:

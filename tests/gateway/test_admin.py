@@ -1,3 +1,4 @@
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -83,6 +84,19 @@ def price_form(**fields: Any) -> dict[str, Any]:
         "effective_from_0": "",
         "effective_from_1": "",
     } | fields
+
+
+def add_price(client: Client, **fields: Any) -> None:
+    """Add the price as a person does, who confirms what the form shows of it."""
+    form = price_form(**fields)
+    page = client.post(f"{PRICES}add/", form).content.decode()
+    client.post(f"{PRICES}add/", form | {"confirmed": confirmation(page)})
+
+
+def confirmation(page: str) -> str:
+    found = re.search(r'name="confirmed"[^>]* value="([0-9a-f]{64})"', page)
+    assert found, "nothing asks for a confirmation"
+    return found[1]
 
 
 def actions() -> list[str]:
@@ -174,15 +188,45 @@ def test_a_model_is_deleted_with_its_routes_and_all_are_recorded(
     assert actions() == ["route.delete", "model.delete"]
 
 
-def test_a_price_is_typed_per_million_and_told_by_what_an_image_costs(admin_client: Client) -> None:
-    page = admin_client.post(f"{PRICES}add/", price_form(), follow=True).content.decode()
+def test_a_price_is_told_by_what_an_image_costs_before_it_is_saved(admin_client: Client) -> None:
+    page = admin_client.post(f"{PRICES}add/", price_form()).content.decode()
+
+    assert "a 1120×1120 image costs TWD 0.096060" in page
+    assert '<li class="warning">Look again: It is the model&#x27;s first price' in page
+    assert 'value="12.5"' in page
+    assert not Price.objects.exists()
+    assert actions() == []
+
+
+def test_a_price_that_is_confirmed_is_saved(admin_client: Client) -> None:
+    add_price(admin_client)
 
     price = Price.objects.get()
     assert (price.text_in_micro, price.out_micro) == (12_500_000, 40_000_000)
     assert abs(price.effective_from - now()) < timedelta(minutes=1)
-    assert "a 1120×1120 image costs TWD 0.096060" in page
-    assert "first price in this currency" in page
     assert actions() == ["price.create"]
+
+
+@pytest.mark.parametrize("fields", [{"out_micro": "40000"}, {"tiers": "out:9:1"}, {}])
+def test_a_confirmation_is_of_the_figures_that_were_shown_only(
+    admin_client: Client, fields: dict[str, str]
+) -> None:
+    form = price_form(tier_mode="volume", tiers="out:9:2")
+    shown = confirmation(admin_client.post(f"{PRICES}add/", form).content.decode())
+    if not fields:  # what it is compared with has changed
+        factories.price("vlm", out_micro=1)
+
+    again = admin_client.post(f"{PRICES}add/", form | fields | {"confirmed": shown})
+
+    assert confirmation(again.content.decode()) != shown
+    assert not Price.objects.filter(tier_mode="volume").exists()
+
+
+def test_a_form_that_is_not_filled_in_yet_asks_for_no_confirmation(admin_client: Client) -> None:
+    empty = admin_client.get(f"{PRICES}add/").content.decode()
+    wrong = admin_client.post(f"{PRICES}add/", price_form(out_micro="")).content.decode()
+
+    assert 'name="confirmed"' not in empty + wrong
 
 
 @pytest.mark.parametrize(
@@ -205,9 +249,10 @@ def test_a_wrong_price_is_an_error_on_the_form(
 
 
 def test_a_price_is_added_with_its_tiers(admin_client: Client) -> None:
-    form = price_form(tier_mode="volume", tiers="out:1_000_000:30\nout:9_000_000:20")
+    fields = {"tier_mode": "volume", "tiers": "out:1_000_000:30\nout:9_000_000:20"}
+    page = admin_client.post(f"{PRICES}add/", price_form(**fields)).content.decode()
 
-    page = admin_client.post(f"{PRICES}add/", form, follow=True).content.decode()
+    add_price(admin_client, **fields)
 
     price = Price.objects.get()
     assert (price.tier_mode, price.tier_count, price.tiers.count()) == ("volume", 2, 2)
@@ -217,12 +262,20 @@ def test_a_price_is_added_with_its_tiers(admin_client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"tier_mode": "volume"}, {"tiers": "out:1000:1"}, {"tiers": "outs:1000:1"}]
+    "fields",
+    [
+        {"tier_mode": "volume"},
+        {"tiers": "out:1000:1"},
+        {"tiers": "outs:1000:1"},
+        {"tier_mode": "volume", "tiers": "out:0:1"},
+        {"tier_mode": "volume", "tiers": "out:9:1 out:9:2"},
+    ],
 )
 def test_wrong_tiers_are_an_error_on_the_form(admin_client: Client, fields: dict[str, str]) -> None:
     page = admin_client.post(f"{PRICES}add/", price_form(**fields)).content.decode()
 
     assert "errorlist" in page
+    assert 'name="confirmed"' not in page
     assert not Price.objects.exists()
 
 

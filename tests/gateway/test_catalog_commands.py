@@ -324,7 +324,7 @@ def test_from_nothing_to_a_model_that_is_served() -> None:
     assert "no backend: refused" in run("model", "list")[0]
 
     run("model", "route", "new", "--backend", "afs")
-    run("price", "set", "new", "--currency=USD", "--text-in=1", "--image-in=1", "--out=2")
+    run("price", "set", "new", "--currency=USD", "--text-in=1", "--image-in=1", "--out=2", "--yes")
 
     assert served("new") == [("afs", "new", "")]
     row = row_of("model", "new")

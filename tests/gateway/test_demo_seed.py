@@ -141,7 +141,16 @@ def test_a_model_repointed_by_the_user_stays_where_they_pointed_it() -> None:
 
 def test_a_price_set_by_the_user_stays() -> None:
     seed()
-    run("price", "set", SEEDS_MODEL, "--currency=TWD", "--text-in=1", "--image-in=1", "--out=7")
+    run(
+        "price",
+        "set",
+        SEEDS_MODEL,
+        "--currency=TWD",
+        "--text-in=1",
+        "--image-in=1",
+        "--out=7",
+        "--yes",
+    )
 
     seed()
 

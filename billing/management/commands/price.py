@@ -1,6 +1,7 @@
 """manage.py price set | list | allow | allowances | new-list | lists"""
 
 import argparse
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -106,19 +107,44 @@ class Command(console.NounCommand):
             help="from so many tokens a month on, such as image_in:10_000_000:12.5; may be repeated",
         )
         _add_start(setting)
+        setting.add_argument(
+            "--yes",
+            action="store_true",
+            help="save it even if something about it looks like a slip",
+        )
         setting.set_defaults(act=self.set)
 
     def set(self, **options: Any) -> None:
-        tiers = options["tier"]
+        is_doubtful = self._try(options)
+        if options["dry_run"]:
+            self.tell("Nothing was saved.")
+            return
+        if is_doubtful and not options["yes"]:
+            self._confirm()
         with transaction.atomic():
             price = _price(options, now())
-            self._show_meaning(price, tiers)
-            prices.add(price, tiers, by=console.actor())
-            transaction.set_rollback(options["dry_run"])
-        said = (
+            prices.add(price, options["tier"], by=console.actor())
+        self.tell(
             f"Saved: {price} UTC, in the list {price.price_list}, until a later version takes over."
         )
-        self.tell("Nothing was saved." if options["dry_run"] else said)
+
+    def _try(self, options: dict[str, Any]) -> bool:
+        """Show what the price means, and say whether there are doubts; refuse what cannot be saved. Keeps nothing."""
+        with transaction.atomic():
+            price = _price(options, now())
+            is_doubtful = self._show_meaning(price, options["tier"])
+            prices.add(price, options["tier"], by=console.actor())
+            transaction.set_rollback(True)
+        return is_doubtful
+
+    def _confirm(self) -> None:
+        """Ask the person at the terminal; CommandError if there is none, or the answer is no."""
+        if not sys.stdin.isatty():
+            raise CommandError("Nothing was saved: look again, and say --yes if it is meant so.")
+        self.stderr.write("Save it all the same? [y/N]", style_func=str, ending=" ")
+        self.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise CommandError("Nothing was saved.")
 
     def list(self, **options: Any) -> None:
         versions = Price.objects.select_related("price_list").prefetch_related("tiers")
@@ -183,14 +209,17 @@ class Command(console.NounCommand):
             columns=["slug", "currency", "default", "name", "organizations"],
         )
 
-    def _show_meaning(self, price: Price, tiers: Sequence[PriceTier]) -> None:
+    def _show_meaning(self, price: Price, tiers: Sequence[PriceTier]) -> bool:
+        """Tell what the price comes to, and what looks like a slip; return whether anything does."""
         amounts = ", ".join(f"{kind} {text}" for kind, text in prices.amounts(price).items())
         self.tell(f"{price.model_name}, {price.currency} per million tokens: {amounts}")
         self.tell("At this price")
         for line in prices.meaning(price, tiers):
             self.tell(f"  {line}")
-        for doubt in prices.doubts(price, tiers):
+        doubts = prices.doubts(price, tiers)
+        for doubt in doubts:
             self.tell(f"Look again: {doubt}")
+        return bool(doubts)
 
 
 def _add_list(parser: CommandParser) -> None:
