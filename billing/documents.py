@@ -4,10 +4,15 @@ import hashlib
 import zlib
 from importlib.metadata import version
 
+from django.db import transaction
+from django.utils.timezone import now
+
 from billing.invoices import Invoice, InvoiceDocument
 from billing.snapshots import Snapshot
+from tenants.models import AuditEntry
 
 DRAWN_AT_ONCE_MAX = 200
+DRAWN = "invoice.draw"  # in the audit trail
 _DRAWS = ("fpdf2", "fonttools", "pylopdf-fonts-zh-tw")
 
 
@@ -18,11 +23,22 @@ def document(invoice: Invoice) -> InvoiceDocument:
     if found is not None:
         return found
     content = draw(invoice.frozen)
-    row, _ = InvoiceDocument.objects.get_or_create(
-        invoice=invoice,
-        defaults={"content": content, "sha256": sha256(content), "drawn_by": drawn_by()},
-    )
+    drawing = {"sha256": sha256(content), "drawn_by": drawn_by()}
+    with transaction.atomic():
+        row, is_new = InvoiceDocument.objects.get_or_create(
+            invoice=invoice, defaults={"content": content, **drawing}
+        )
+        if is_new:
+            AuditEntry.record(DRAWN, invoice, by=None, at=now(), detail=drawing)
     return row
+
+
+def drawing(invoice: Invoice) -> dict[str, str] | None:
+    """Return hash and drawer of the invoice's PDF as the audit trail has them, which outlive a later drawing."""
+    entries = AuditEntry.objects.filter(
+        action=DRAWN, subject_type=invoice._meta.label_lower, subject_id=str(invoice.pk)
+    )
+    return entries.values_list("detail", flat=True).first()
 
 
 def undrawn() -> list[int]:

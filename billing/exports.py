@@ -1,24 +1,57 @@
 """Downloads of an invoice: PDF, CSV, JSON, and the usage behind a line, in pieces that fit in memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
-from billing import documents, invoice_content, invoice_csv, metered
+from asgiref.sync import sync_to_async
+from django.http import StreamingHttpResponse
+
+from billing import documents, invoice_content, invoice_csv, line_usage, metered
 from billing.accounts import Account
 from billing.invoice_csv import Plain
 from billing.invoices import Invoice, Issuer
 from billing.models import UsageRecord
 from billing.money import format_pico
 from billing.periods import Period, midnight
+from billing.rating import Kind
 from billing.snapshots import Snapshot, items_of
 
-RECORDS_AT_ONCE = 2000
+RECORDS_AT_ONCE = line_usage.RECORDS_AT_ONCE
+PIECE_BYTES = 64 * 1024
+CSV = "text/csv; charset=utf-8"
+CONTENT_TYPES = {"pdf": "application/pdf", "csv": CSV, "json": "application/json", "usage-csv": CSV}
+"""By format: the downloads that there are."""
 USAGE_COLUMNS = (
     *("request_id", "kind", "received_at", "billed_at", "is_late", "team", "key", "model"),
     *("price", "tokens_in_text", "tokens_in_image", "images", "tokens_in_cached", "tokens_out"),
     *("policy", "amount_exact"),
 )
+LINE_COLUMNS = (*USAGE_COLUMNS[:-1], "quantity", "amount_exact")
+
+
+def response(invoice: Invoice, format: str, line: int | None = None) -> StreamingHttpResponse:
+    """Return the download as an answer that is sent as it is read; ValueError if there is none of that format or line.
+
+    Its pieces come asynchronously: in a server of that kind what is read otherwise would first be read as a whole.
+    """
+    if format not in CONTENT_TYPES or invoice.snapshot is None:
+        raise ValueError(f"{invoice} has no {format}.")
+    return StreamingHttpResponse(
+        _pieces(chunks(invoice, format, line)),
+        content_type=CONTENT_TYPES[format],
+        headers={
+            "Content-Disposition": f'attachment; filename="{filename(invoice, format, line)}"'
+        },
+    )
+
+
+def filename(invoice: Invoice, format: str, line: int | None = None) -> str:
+    """Return what a download is called, in characters that every system takes."""
+    name = invoice.number or f"draft-{invoice.pk}"
+    if line is not None:
+        name = f"{name}-line-{line}"
+    return f"{name}-usage.csv" if format == "usage-csv" else f"{name}.{format}"
 
 
 def chunks(invoice: Invoice, format: str, line: int | None = None) -> Iterable[bytes]:
@@ -28,26 +61,31 @@ def chunks(invoice: Invoice, format: str, line: int | None = None) -> Iterable[b
     if format == "json":
         return [invoice.canonical]
     if format == "usage-csv":
-        return (text.encode() for text in usage(invoice, line))
-    return (text.encode() for text in invoice_csv.lines(invoice.frozen))
+        return _joined(usage(invoice, line))
+    return _joined(invoice_csv.lines(invoice.frozen))
 
 
 def usage(invoice: Invoice, line: int | None = None) -> Iterator[str]:
-    """Return the CSV of the usage records behind a line of the invoice, or behind all; ValueError if it has none."""
+    """Return the CSV of the usage records behind a line of the invoice, or behind all; ValueError if it has none.
+
+    Of a line: what each record has of its kind (`quantity`), and what that costs before tiers and free units, so that
+    both columns add up to the line's. A line that is free has the usage of the one that it is free of.
+    """
     records = UsageRecord.objects.filter(
         organization_id=invoice.organization_id,
         billed_at__gte=invoice.period_start,
         billed_at__lt=invoice.period_end,
     )
-    if line is not None:
-        items = items_of(invoice.frozen)
-        if not 1 <= line <= len(items):
-            raise ValueError(f"{invoice} has no line {line}.")
-        team, item = items[line - 1]
-        records = records.filter(team_id=team.id, model_name=item.model)
-    ordered = records.select_related("team", "key").order_by("billed_at", "request_id")
-    rows = (_usage_row(record) for record in ordered.iterator(chunk_size=RECORDS_AT_ONCE))
-    return invoice_csv.stream(USAGE_COLUMNS, rows)
+    ordered = records.select_related("team", "key", "price").order_by("billed_at", "request_id")
+    if line is None:
+        found = ordered.iterator(chunk_size=RECORDS_AT_ONCE)
+        return invoice_csv.stream(USAGE_COLUMNS, map(_usage_row, found))
+    items = items_of(invoice.frozen)
+    if not 1 <= line <= len(items):
+        raise ValueError(f"{invoice} has no line {line}.")
+    team, item = items[line - 1]
+    found = ordered.filter(team_id=team.id, model_name=item.model).iterator(RECORDS_AT_ONCE)
+    return invoice_csv.stream(LINE_COLUMNS, _parts(found, item.kind))
 
 
 def preview(account: Account, period: Period) -> Snapshot:
@@ -67,6 +105,32 @@ def day(text: str, zone: tzinfo, days: int = 0) -> datetime:
     """Return the first instant of a local date, or of one so many days later; ValueError for what is none."""
     date = datetime.strptime(text, "%Y-%m-%d").date()
     return midnight(date + timedelta(days=days), zone)
+
+
+def _parts(records: Iterable[UsageRecord], kind: Kind) -> Iterator[Sequence[Any]]:
+    """Yield the records that have something of the kind, with how much, and what that costs."""
+    for record, estimate in line_usage.with_estimates(records):
+        if quantity := line_usage.quantity(kind, record, estimate):
+            amount = Plain(format_pico(line_usage.amount_pico(kind, quantity, record)))
+            yield *_usage_row(record)[:-1], quantity, amount
+
+
+def _joined(texts: Iterable[str]) -> Iterator[bytes]:
+    """Yield the texts in pieces that are worth a system call."""
+    piece = bytearray()
+    for text in texts:
+        piece += text.encode()
+        if len(piece) >= PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
+
+
+async def _pieces(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    rest = iter(chunks)
+    while (piece := await sync_to_async(lambda: next(rest, None))()) is not None:
+        yield piece
 
 
 def _usage_row(record: UsageRecord) -> Sequence[Any]:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from django.contrib import admin
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html_join
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
@@ -14,15 +14,23 @@ from billing.invoices import CreditGrant, Invoice, InvoiceLine, Issuer, Payment
 from billing.money import format_minor
 from tenants.admin import AuditedAdmin, ReadOnlyAdmin, ReadOnlyInline
 
-FORMATS = {"pdf": "application/pdf", "csv": "text/csv", "json": "application/json"}
+FORMATS = ("pdf", "csv", "json")
 
 
 class LineInline(ReadOnlyInline):
     model = InvoiceLine
     fields = [
         *("position", "team_slug", "model_name", "kind", "is_allowance"),
-        *("quantity", "late_quantity", "amount_minor"),
+        *("quantity", "late_quantity", "amount_minor", "usage"),
     ]
+    readonly_fields = ["usage"]
+
+    @admin.display(description="usage")
+    def usage(self, line: InvoiceLine) -> SafeString | str:
+        if line.is_allowance or line.invoice.corrects_id is not None:
+            return ""
+        page = reverse("admin:billing_invoice_line", args=[line.invoice_id, line.position])
+        return format_html('<a href="{}">CSV</a>', page)
 
 
 class PaymentInline(ReadOnlyInline):
@@ -68,18 +76,28 @@ class InvoiceAdmin(ReadOnlyAdmin[Invoice]):
 
     def get_urls(self) -> list[URLPattern]:
         download = self.admin_site.admin_view(self.download)
-        name = "billing_invoice_download"
-        return [path("<int:pk>/download/<str:format>/", download, name=name), *super().get_urls()]
+        return [
+            path("<int:pk>/download/<str:format>/", download, name="billing_invoice_download"),
+            path(
+                "<int:pk>/lines/<int:line>/usage-csv/",
+                download,
+                {"format": "usage-csv"},
+                name="billing_invoice_line",
+            ),
+            *super().get_urls(),
+        ]
 
-    def download(self, request: HttpRequest, pk: int, format: str) -> HttpResponse:
-        """Answer with the invoice as a file."""
+    def download(
+        self, request: HttpRequest, pk: int, format: str, line: int | None = None
+    ) -> HttpResponseBase:
+        """Answer with the invoice, or the usage behind a line of it, as a file that is sent as it is read."""
         invoice = self.get_object(request, str(pk))
-        if invoice is None or format not in FORMATS or not self.has_view_permission(request):
+        if invoice is None or not self.has_view_permission(request):
             return HttpResponse(status=404)
-        content = b"".join(exports.chunks(invoice, format))
-        name = f"{invoice.number or f'draft-{invoice.pk}'}.{format}"
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return HttpResponse(content, content_type=FORMATS[format], headers=headers)
+        try:
+            return exports.response(invoice, format, line)
+        except ValueError:
+            return HttpResponse(status=404)
 
 
 @admin.register(Issuer)

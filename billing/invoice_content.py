@@ -26,6 +26,7 @@ class Stamp:
     issued_at: datetime
     due_at: datetime
     previous_sha256: str
+    usage_sha256: str
 
 
 def rated(
@@ -92,6 +93,7 @@ def stamped(snapshot: Snapshot, stamp: Stamp, credits: Sequence[snapshots.Credit
         issued_at=utc(stamp.issued_at),
         due_at=utc(stamp.due_at),
         previous_sha256=stamp.previous_sha256,
+        usage_sha256=stamp.usage_sha256,
         credits=list(credits),
         totals=msgspec.structs.replace(
             sums, credits_minor=drawn, due_minor=sums.total_minor + drawn

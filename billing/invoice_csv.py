@@ -8,7 +8,8 @@ from billing.money import format_minor, format_pico
 from billing.snapshots import Allowance, Line, Snapshot, items_of
 
 # What a spreadsheet takes for the beginning of a formula, and what it skips before it looks.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n")
+SKIPPED = " \u00a0\u3000\u200b\ufeff"
 LINE_COLUMNS = (
     *("number", "line", "team", "model", "kind", "unit", "quantity", "images", "late_quantity"),
     *("amount_exact", "amount", "currency"),
@@ -33,7 +34,7 @@ def stream(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[st
 
 def harmless(cell: Any) -> Any:
     """Return the cell so that no spreadsheet runs it: text that begins like a formula begins with an apostrophe."""
-    if isinstance(cell, str) and cell.lstrip(" \u00a0\u3000").startswith(FORMULA_STARTS):
+    if isinstance(cell, str) and cell.lstrip(SKIPPED).startswith(FORMULA_STARTS):
         return f"'{cell}"
     return "" if cell is None else cell
 

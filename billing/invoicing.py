@@ -21,6 +21,7 @@ from billing import (
     metered,
     numbering,
     rollups,
+    seals,
     snapshots,
 )
 from billing.accounts import EPOCH, Account
@@ -148,8 +149,9 @@ def issue(invoice_id: int, at: datetime, *, by: Actor = None) -> Invoice | None:
             return None
         credits = credit.draw(invoice, snapshot.totals.total_minor, at)
         due_at = at + timedelta(days=account.payment_terms_days)
+        usage_sha256 = seals.seal(invoice)  # it may take a while: the number comes last
         number = numbering.take(invoice.issuer_id, at)
-        stamp = Stamp(number.text, at, due_at, number.previous_sha256)
+        stamp = Stamp(number.text, at, due_at, number.previous_sha256, usage_sha256)
         freeze(invoice, invoice_content.stamped(snapshot, stamp, credits), number)
         AuditEntry.record("invoice.issue", invoice, by=by, at=at)
         tell(EventType.INVOICE_ISSUED, invoice, at)

@@ -29,6 +29,7 @@ from billing.invoices import (
     Payment,
 )
 from billing.price_lists import MICRO_MAX, Allowance, Price, PriceList, PriceTier
+from billing.seals import UsageSeal
 from tenants.models import ApiKey, Organization, Team
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Rollup",
     "RollupMark",
     "UsageRecord",
+    "UsageSeal",
 ]
 
 

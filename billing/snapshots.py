@@ -130,7 +130,7 @@ class Totals(Struct, frozen=True, forbid_unknown_fields=True):
     due_minor: int
 
 
-class Snapshot(Struct, frozen=True, forbid_unknown_fields=True):
+class Snapshot(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An invoice or a credit note. A draft has no number, and no previous invoice yet."""
 
     version: int
@@ -153,6 +153,7 @@ class Snapshot(Struct, frozen=True, forbid_unknown_fields=True):
     tax: Tax
     totals: Totals
     previous_sha256: str | None
+    usage_sha256: str = ""  # of the seals (`billing.seals`); not there where there are none
 
 
 def canonical(snapshot: Snapshot | dict[str, Any]) -> bytes:

@@ -1,8 +1,8 @@
 """Verification: an invoice recomputed from the ledger's rows to the last unit, and its hash, chain and PDF checked.
 
 It trusts no row that could have been changed behind the back of the triggers: not the lines, not the rollups, not the
-totals. What it takes as given are the price versions that the usage records name, and what the snapshot says of
-discount, tax and free allowance.
+totals, and the seals only as far as the snapshot has their hash. What it takes as given are the price versions that the
+usage records name, and what the snapshot says of discount, tax and free allowance.
 """
 
 import hashlib
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from billing import documents, metered, prices, snapshots
+from billing import documents, metered, prices, seals, snapshots
 from billing.invoices import Invoice, InvoiceLine, totals
 from billing.periods import Period
 from billing.rating import Kind, Quantity, Rated, rate
+from billing.seals import Place
 from billing.snapshots import Document, Line, Snapshot, items_of
+from tenants.models import ApiKey
 
 LEDGER_RECORDS_MAX = 20  # that are named
 
@@ -41,7 +43,7 @@ def verify(invoice: Invoice, *, pdf: bytes | None = None) -> list[Finding]:
         return [Finding("snapshot", f"cannot be read: {error}")]
     checks: list[Callable[[Invoice, Snapshot], Iterator[Finding]]] = [
         *(_hash, _chain, _row, _lines, _arithmetic, _kept_pdf),
-        _credit_note if snapshot.kind is Document.CREDIT_NOTE else _ledger,
+        *((_credit_note,) if snapshot.kind is Document.CREDIT_NOTE else (_ledger, _seals)),
     ]
     found = [finding for check in checks for finding in check(invoice, snapshot)]
     if pdf is not None:
@@ -145,7 +147,10 @@ def _arithmetic(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
 def _ledger(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
     """Rate the period's ledger rows again, and compare each line and all totals."""
     period = Period(snapshot.period.start, snapshot.period.end)
-    for suspect in metered.suspects(invoice.organization_id, period, LEDGER_RECORDS_MAX):
+    suspects = metered.suspects(
+        invoice.organization_id, period, LEDGER_RECORDS_MAX, is_sealed=bool(snapshot.usage_sha256)
+    )
+    for suspect in suspects:
         yield Finding(f"usage record {suspect.request_id}", suspect.what)
     usage = metered.quantities(invoice.organization_id, period)
     again = _rated_again(snapshot, usage)
@@ -163,13 +168,15 @@ def _ledger(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
         for line in team.lines
     }
     slugs = {team.id: team.slug for team in snapshot.teams}
+    positions = _positions(snapshot)
     for team_id, model, kind in sorted(should.keys() | shown.keys()):
         is_now, was = (side.get((team_id, model, kind)) for side in (should, shown))
         if is_now != was:
             name = slugs.get(team_id, f"team {team_id}")
+            where = positions.get((team_id, model, kind), "no line of it")
             yield Finding(
                 f"ledger ({name}, {model}, {kind})",
-                f"its records come to {_said(is_now)}, the invoice has {_said(was)}",
+                f"its records come to {_said(is_now)}, the invoice has {_said(was)} ({where})",
             )
     sums = snapshot.totals
     for name in ("subtotal_minor", "discount_minor", "tax_minor", "total_minor"):
@@ -178,6 +185,57 @@ def _ledger(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
                 "ledger",
                 f"{name} comes to {getattr(again, name)}, the invoice has {getattr(sums, name)}",
             )
+
+
+def _positions(snapshot: Snapshot) -> dict[tuple[int, str, Kind], str]:
+    """Return by team, model and kind which line it is."""
+    items = enumerate(items_of(snapshot), 1)
+    return {
+        (team.id, item.model, item.kind): f"line {position}"
+        for position, (team, item) in items
+        if isinstance(item, Line)
+    }
+
+
+def _seals(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
+    """Compare the ledger with what was sealed of it: where it differs, and each record that is gone, new or changed."""
+    if not snapshot.usage_sha256:
+        return  # it was issued before there were seals
+    is_now = seals.sha256(invoice)
+    if is_now != snapshot.usage_sha256:
+        yield Finding("seals", f"their hash is {is_now}, not {snapshot.usage_sha256}")
+    drifts = seals.drifts(invoice, LEDGER_RECORDS_MAX)
+    if not drifts:
+        return
+    slugs = {team.id: team.slug for team in snapshot.teams}
+    keys = dict(
+        ApiKey.objects.filter(organization=invoice.organization_id).values_list("pk", "public_id")
+    )
+
+    def at(place: Place) -> str:
+        team = slugs.get(place.team_id, f"team {place.team_id}")
+        key = keys.get(place.key_id, place.key_id)
+        return f"{team}, {place.model_name}, key {key}, {place.day}"
+
+    for drift in drifts:
+        moved = ", ".join(f"{by:+} {name}" for name, by in drift.sums.items() if by)
+        yield Finding(
+            f"ledger ({at(drift.place)})", f"since it was sealed: {moved or 'the same sums'}"
+        )
+    for change in seals.changes(invoice, LEDGER_RECORDS_MAX):
+        yield Finding(f"usage record {change.request_id}", _changed(change, at))
+
+
+def _changed(change: seals.Change, at: Callable[[Place], str]) -> str:
+    """Say what became of a record since it was sealed."""
+    if change.was is None:
+        assert change.is_now is not None
+        return f"was not there when it was sealed ({at(change.is_now)})"
+    if change.is_now is None:
+        return f"is missing ({at(change.was)})"
+    if change.was != change.is_now:
+        return f"was moved from ({at(change.was)}) to ({at(change.is_now)})"
+    return f"is not what it was when it was sealed ({at(change.was)})"
 
 
 def _rated_again(snapshot: Snapshot, usage: list[Quantity]) -> Rated:
@@ -222,9 +280,13 @@ def _credit_note(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def _kept_pdf(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
-    """Check the kept PDF against its hash and, if the same versions still draw, against the snapshot."""
+    """Check the kept PDF against its hash, the audit trail and, if the same versions still draw, the snapshot."""
     document = documents.document(invoice)
     content = bytes(document.content)
+    kept = {"sha256": document.sha256, "drawn_by": document.drawn_by}
+    drawing = documents.drawing(invoice)
+    if drawing != kept:
+        yield Finding("PDF", f"is kept as {kept}, the audit trail has {drawing}")
     if documents.sha256(content) != document.sha256:
         yield Finding(
             "PDF", f"the kept file has the hash {documents.sha256(content)}, not {document.sha256}"

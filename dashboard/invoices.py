@@ -1,26 +1,15 @@
 """The invoices of an organization as a page shows them, and their downloads."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from asgiref.sync import sync_to_async
-
-from billing import exports
 from billing.invoices import CreditDraw, Invoice, Payment
-from billing.snapshots import Document
+from billing.snapshots import Allowance, Document, Line, Team, items_of
 from tenants.models import Organization
 
 ROWS_MAX = 120  # ten years of months
-
-CONTENT_TYPES = {
-    "pdf": "application/pdf",
-    "csv": "text/csv; charset=utf-8",
-    "json": "application/json",
-    "usage-csv": "text/csv; charset=utf-8",
-}
-"""By format, as `billing.exports` calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +27,19 @@ class Row:
     def last_day(self) -> datetime:
         """The last instant of its period, as people say until when it goes."""
         return self.invoice.period_end - timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A line of an invoice, or a free allowance, under its number there."""
+
+    number: int
+    team: Team
+    row: Line | Allowance
+
+    @property
+    def is_free(self) -> bool:
+        return isinstance(self.row, Allowance)
 
 
 def of_organization(organization: Organization, at: datetime) -> list[Row]:
@@ -63,15 +65,10 @@ def find(organization: Organization, pk: int) -> Invoice | None:
     return organization.invoices.filter(pk=pk, snapshot__isnull=False).first()
 
 
-def filename(invoice: Invoice, format: str) -> str:
-    """Return what a download is called, in characters that every system takes."""
-    name = invoice.number or f"draft-{invoice.pk}"
-    return f"{name}-usage.csv" if format == "usage-csv" else f"{name}.{format}"
-
-
-def download(invoice: Invoice, format: str) -> AsyncIterator[bytes]:
-    """Return the download piece by piece, so that no length of it fills the memory."""
-    return _pieces(exports.chunks(invoice, format))
+def items(invoice: Invoice) -> list[Item]:
+    """Return its lines and free allowances as they were frozen."""
+    numbered = enumerate(items_of(invoice.frozen), 1)
+    return [Item(number, team, row) for number, (team, row) in numbered]
 
 
 def _by(amounts: Iterable[tuple[int | None, int]]) -> Counter[int | None]:
@@ -79,9 +76,3 @@ def _by(amounts: Iterable[tuple[int | None, int]]) -> Counter[int | None]:
     for pk, amount_minor in amounts:
         sums[pk] += amount_minor
     return sums
-
-
-async def _pieces(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    rest = iter(chunks)
-    while (piece := await sync_to_async(lambda: next(rest, None))()) is not None:
-        yield piece

@@ -17,6 +17,12 @@ urlpatterns = [
     path("o/<slug:slug>/usage/", views.RecordsPage.as_view(), name="records"),
     path("o/<slug:slug>/usage/<uuid:request_id>/", views.ReceiptPage.as_view(), name="receipt"),
     path("o/<slug:slug>/invoices/", views.InvoicesPage.as_view(), name="invoices"),
+    path("o/<slug:slug>/invoices/<int:pk>/", views.OneInvoicePage.as_view(), name="invoice"),
+    path(
+        "o/<slug:slug>/invoices/<int:pk>/lines/<int:line>/usage-csv/",
+        views.LineDownload.as_view(),
+        name="line-usage",
+    ),
     path(
         "o/<slug:slug>/invoices/<int:pk>/<slug:format>/",
         views.InvoiceDownload.as_view(),

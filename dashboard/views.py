@@ -13,7 +13,6 @@ from django.http import (
     HttpRequest,
     HttpResponse,
     HttpResponseBase,
-    StreamingHttpResponse,
 )
 from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
@@ -21,6 +20,8 @@ from django.utils.cache import add_never_cache_headers
 from django.utils.timezone import now
 from django.views.generic.base import View
 
+from billing import exports
+from billing.invoices import Invoice
 from billing.models import UsageStatus
 from billing.money import format_pico
 from billing.periods import Period
@@ -235,20 +236,39 @@ class InvoicesPage(InvoicePage):
         return self.show("invoices", rows=invoices.of_organization(self.organization, now()))
 
 
-class InvoiceDownload(InvoicePage):
+class OneInvoicePage(InvoicePage):
+    """Its lines, each with the usage behind it."""
+
+    def answer(self) -> TemplateResponse:
+        invoice = self.invoice()
+        return self.show("invoice", invoice=invoice, items=invoices.items(invoice))
+
+    def invoice(self) -> Invoice:
+        """Return the organization's invoice of this address; Http404 if there is none."""
+        invoice = invoices.find(self.organization, self.kwargs["pk"])
+        if invoice is None:
+            raise Http404("There is no such invoice.")
+        return invoice
+
+
+class InvoiceDownload(OneInvoicePage):
     """A file, as long as it is: it is sent as it is read."""
 
-    def answer(self) -> StreamingHttpResponse:
-        format = self.kwargs["format"]
-        invoice = invoices.find(self.organization, self.kwargs["pk"])
-        if invoice is None or format not in invoices.CONTENT_TYPES:
-            raise Http404("There is no such download.")
-        name = invoices.filename(invoice, format)
-        return StreamingHttpResponse(
-            invoices.download(invoice, format),
-            content_type=invoices.CONTENT_TYPES[format],
-            headers={"Content-Disposition": f'attachment; filename="{name}"'},
-        )
+    def answer(self) -> HttpResponseBase:
+        return self.download(self.kwargs["format"])
+
+    def download(self, format: str, line: int | None = None) -> HttpResponseBase:
+        try:
+            return exports.response(self.invoice(), format, line)
+        except ValueError:
+            raise Http404("There is no such download.") from None
+
+
+class LineDownload(InvoiceDownload):
+    """The usage behind a line."""
+
+    def answer(self) -> HttpResponseBase:
+        return self.download("usage-csv", self.kwargs["line"])
 
 
 def amount_chart(found: Overview, currency: str) -> Chart:

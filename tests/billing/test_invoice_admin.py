@@ -1,10 +1,13 @@
 """Invoices in the admin: to be read and downloaded, never edited."""
 
 import pytest
+from django.contrib.auth.models import User
 from django.test import Client
 
+from billing import exports
 from billing.invoices import CreditGrant, Invoice, Payment
 from billing.models import Price
+from tests.downloads import fetch
 from tests.factories import Tenant
 from tests.invoiced import ISSUED, issue, use
 
@@ -30,16 +33,31 @@ def test_an_invoice_is_shown_with_its_lines_and_payments(
 
 @pytest.mark.parametrize(("format", "starts"), [("pdf", b"%PDF"), ("csv", b"\xef"), ("json", b"{")])
 def test_an_invoice_is_downloaded(
-    issued: Invoice, admin_client: Client, format: str, starts: bytes
+    issued: Invoice, admin_user: User, format: str, starts: bytes
 ) -> None:
-    answer = admin_client.get(f"/admin/billing/invoice/{issued.pk}/download/{format}/")
+    answer = fetch(admin_user, f"/admin/billing/invoice/{issued.pk}/download/{format}/")
 
     assert answer.content.startswith(starts)
-    assert f"{issued.number}.{format}" in answer["Content-Disposition"]
+    assert (answer.name, answer.type) == (
+        f"{issued.number}.{format}",
+        exports.CONTENT_TYPES[format],
+    )
+
+
+def test_each_line_has_its_usage(issued: Invoice, admin_user: User, admin_client: Client) -> None:
+    path = f"/admin/billing/invoice/{issued.pk}/lines/2/usage-csv/"
+    page = admin_client.get(f"/admin/billing/invoice/{issued.pk}/change/").content.decode()
+    answer = fetch(admin_user, path)
+
+    assert path in page
+    assert answer.name == f"{issued.number}-line-2-usage.csv"
+    assert answer.content.decode() == "".join(exports.usage(issued, 2))
+    assert fetch(admin_user, path.replace("/2/", "/9/")).status == 404
 
 
 def test_who_is_not_signed_in_downloads_nothing(issued: Invoice, client: Client) -> None:
-    assert client.get(f"/admin/billing/invoice/{issued.pk}/download/pdf/").status_code == 302
+    for path in ("download/pdf", "lines/1/usage-csv"):
+        assert client.get(f"/admin/billing/invoice/{issued.pk}/{path}/").status_code == 302
 
 
 def test_nothing_is_added_changed_or_deleted(issued: Invoice, admin_client: Client) -> None:

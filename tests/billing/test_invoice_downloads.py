@@ -181,7 +181,13 @@ def test_the_csv_adds_up_to_the_subtotal() -> None:
     assert rows[4]["amount"] == "-10.00"
 
 
-@pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        *("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "\tx", "\rx", "\nx"),
+        *("＝1+1", "＋1", "－1", "＠SUM(A1)", "\u3000＝1", "\u200b=1", "\ufeff=1"),
+    ],
+)
 def test_no_text_of_a_csv_is_a_formula(start: str) -> None:
     drawn = snapshot(teams=[team(start, start, [line(Kind.OUT, 5, 1, model=start)])])
     (row,) = csv.reader("".join(list(invoice_csv.lines(drawn))[1:]).splitlines(keepends=True))

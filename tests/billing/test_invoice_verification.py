@@ -1,20 +1,21 @@
 """What was changed by hand behind an invoice's back is found, by name."""
 
+from datetime import timedelta
 from io import StringIO
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import DatabaseError, connection, transaction
 
-from billing import credit_notes, documents, exports
+from billing import credit_notes, documents, exports, rollups, seals
 from billing.invoices import Invoice, InvoiceDocument, InvoiceLine
-from billing.models import Price, Rollup, UsageRecord
+from billing.models import Price, Rollup, UsageRecord, UsageSeal
 from billing.verification import verify
 from tenants.models import Team
 from tests import factories
 from tests.factories import Tenant
-from tests.invoiced import ISSUED, issue, use
+from tests.invoiced import ISSUED, NOON, OVER, issue, use
 
 pytestmark = pytest.mark.django_db
 
@@ -89,22 +90,85 @@ def test_a_record_that_was_changed_with_its_amount_is_named_by_its_quarter(
     assert any(f"usage record {record.request_id}" in line for line in found(issued))
 
 
-def test_a_deleted_record_is_missed(issued: Invoice) -> None:
-    record = UsageRecord.objects.filter(organization=issued.organization).first()
-    assert record is not None
+def place(record: UsageRecord, team: str = "vision") -> str:
+    return f"({team}, vlm, key {record.key.public_id}, 2026-03-10)"
+
+
+def test_a_deleted_record_is_named_with_its_line_its_place_and_its_tokens(issued: Invoice) -> None:
+    record = UsageRecord.objects.get(organization=issued.organization, tokens_out=7)
     behind_the_back("DELETE FROM billing_usagerecord WHERE request_id = %s", record.request_id)
 
-    assert any(line.startswith("ledger (vision, vlm, text_in)") for line in found(issued))
+    lines = found(issued)
+    assert f"usage record {record.request_id}: is missing {place(record)}" in lines
+    assert lines[1].startswith("ledger (vision, vlm, text_in): its records come to 200000 units")
+    assert lines[1].endswith("(line 1)")
+    assert any(
+        f"{place(record)}: since it was sealed: -1 records, -123456 tokens_in_text, -7" in line
+        for line in lines
+    )
 
 
-def test_what_was_moved_to_another_team_is_missed(issued: Invoice) -> None:
-    record = UsageRecord.objects.filter(organization=issued.organization).first()
-    assert record is not None
+def test_a_record_that_was_moved_to_another_team_is_named(issued: Invoice) -> None:
+    record = UsageRecord.objects.get(organization=issued.organization, tokens_out=7)
     behind_the_back(
         "UPDATE billing_usagerecord SET team_id = 999999 WHERE request_id = %s", record.request_id
     )
 
-    assert any(line.startswith("ledger (team 999999, vlm, out)") for line in found(issued))
+    lines = found(issued)
+    moved = f"was moved from {place(record)} to {place(record, 'team 999999')}"
+    assert f"usage record {record.request_id}: {moved}" in lines
+    assert sum(line.startswith("usage record") for line in lines) == 1
+    assert any(line.startswith("ledger (team 999999, vlm, out)") for line in lines)
+
+
+def test_a_record_that_was_slipped_in_is_named(acme: Tenant, vlm: Price, issued: Invoice) -> None:
+    use(acme, vlm, at=OVER, text=5, out=5)
+    record = UsageRecord.objects.get(organization=issued.organization, tokens_out=5)
+    behind_the_back(
+        "UPDATE billing_usagerecord SET billed_at = %s WHERE request_id = %s", NOON, record.pk
+    )
+
+    new = f"usage record {record.pk}: was not there when it was sealed {place(record)}"
+    assert new in found(issued)
+
+
+def test_a_record_is_named_though_the_rollups_were_made_anew(issued: Invoice) -> None:
+    record = UsageRecord.objects.get(organization=issued.organization, tokens_out=7)
+    behind_the_back(
+        "UPDATE billing_usagerecord SET canvases = '{x}' WHERE request_id = %s", record.pk
+    )
+    rollups.recompute(everything=True)
+
+    assert found(issued) == [
+        f"ledger {place(record)}: since it was sealed: the same sums",
+        f"usage record {record.pk}: is not what it was when it was sealed {place(record)}",
+    ]
+
+
+def test_changed_seals_are_found_by_their_hash(issued: Invoice) -> None:
+    behind_the_back("UPDATE billing_usageseal SET digests = digests || 1::bigint")
+
+    assert any(line.startswith("seals: their hash is") for line in found(issued))
+
+
+def test_seals_stay(issued: Invoice) -> None:
+    (seal,) = UsageSeal.objects.filter(invoice=issued)
+    seal.pk, seal.day = None, NOON.date() + timedelta(days=1)
+    attempts = (UsageSeal.objects.all().delete, seal.save)
+    for attempt in attempts:
+        with pytest.raises(DatabaseError, match="change"), transaction.atomic():
+            attempt()
+
+
+def test_an_invoice_of_before_there_were_seals_is_still_right(
+    acme: Tenant, vlm: Price, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seals, "seal", lambda invoice: "")
+    use(acme, vlm)
+    invoice = issue(acme)
+
+    assert b"usage_sha256" not in invoice.canonical
+    assert found(invoice) == []
 
 
 def test_a_team_is_found_whatever_it_is_called_now(issued: Invoice) -> None:
@@ -198,7 +262,23 @@ def test_a_pdf_that_was_changed_with_its_hash_is_found(issued: Invoice) -> None:
         *(forged, documents.sha256(forged), kept.pk),
     )
 
-    assert found(issued) == ["PDF: the kept file is not what the snapshot is drawn to"]
+    kept_file, trail = found(issued)
+    assert "the audit trail has" in kept_file
+    assert trail == "PDF: the kept file is not what the snapshot is drawn to"
+
+
+def test_a_pdf_of_an_earlier_drawing_that_was_changed_with_its_hash_is_found(
+    issued: Invoice,
+) -> None:
+    kept = documents.document(issued)
+    behind_the_back(
+        "UPDATE billing_invoicedocument SET content = 'x', sha256 = %s, drawn_by = 'drawing 0' WHERE id = %s",
+        *(documents.sha256(b"x"), kept.pk),
+    )
+
+    (finding,) = found(issued)
+    assert finding.startswith("PDF: is kept as")
+    assert kept.sha256 in finding
 
 
 def test_a_pdf_that_somebody_has_is_compared(issued: Invoice) -> None:

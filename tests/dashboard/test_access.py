@@ -4,8 +4,8 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
+from billing.exports import CONTENT_TYPES
 from billing.models import Price, UsageRecord
-from dashboard.invoices import CONTENT_TYPES
 from dashboard.urls import urlpatterns
 from tenants.models import Role
 from tests import booked
@@ -76,8 +76,8 @@ def test_an_invoice_is_downloaded_in_its_own_organization_only(
     use(alice.tenant, vlm)
     invoice = issue(alice.tenant)
 
-    for format in CONTENT_TYPES:
-        path = f"invoices/{invoice.pk}/{format}/"
+    for file in ("", *(f"{format}/" for format in CONTENT_TYPES), "lines/1/usage-csv/"):
+        path = f"invoices/{invoice.pk}/{file}"
         assert charlie.status(alice.url(path)) == charlie.status(charlie.url(path)) == 404
 
 
@@ -124,7 +124,7 @@ def test_every_address_of_an_organization_is_guarded(
     use(alice.tenant, vlm)
     record = UsageRecord.objects.get(organization=alice.tenant.organization)
     known = {"slug": alice.tenant.organization.slug, "pk": issue(alice.tenant).pk, "format": "csv"}
-    known["request_id"] = record.pk
+    known |= {"request_id": record.pk, "line": 1}
     below = [route for route in urlpatterns if str(route.pattern).startswith("o/")]
 
     assert len(below) > 5

@@ -2,32 +2,23 @@
 
 import json
 from datetime import timedelta
-from typing import Any
 
-from asgiref.sync import async_to_sync
 from django.db import connection
-from django.test import AsyncClient
 from django.test.utils import CaptureQueriesContext
 
-from billing import payments
+from billing import credit_notes, exports, payments
 from billing.invoices import Invoice
-from billing.models import Price
+from billing.models import Allowance, Price
+from tests import downloads, factories
 from tests.dashboard.conftest import Person
 from tests.invoiced import ISSUED, NOON, OVER, draft, issue, use
 
 
-async def _fetch(person: Person, invoice: Invoice, format: str) -> tuple[str, bytes]:
-    """Return what a download is called, and its content."""
-    client = AsyncClient()
-    await client.aforce_login(person.user)
-    answer: Any = await client.get(person.url(f"invoices/{invoice.pk}/{format}/"))
-    assert answer.status_code == 200
-    content = b"".join([piece async for piece in answer])
-    return answer.headers["content-disposition"].partition("filename=")[2].strip('"'), content
-
-
 def fetch(person: Person, invoice: Invoice, format: str) -> tuple[str, bytes]:
-    return async_to_sync(_fetch)(person, invoice, format)  # the views run in this thread
+    """Return what a download is called, and its content."""
+    found = downloads.fetch(person.user, person.url(f"invoices/{invoice.pk}/{format}/"))
+    assert found.status == 200
+    return found.name, found.content
 
 
 def test_no_invoice_is_told(alice: Person) -> None:
@@ -66,6 +57,36 @@ def test_downloads_are_what_was_frozen(alice: Person, vlm: Price) -> None:
     name, content = fetch(alice, invoice, "usage-csv")
     assert name == f"{invoice.number}-usage.csv"
     assert len(content.splitlines()) == 2  # the head and one record
+
+
+def test_each_line_has_the_usage_behind_it(alice: Person, vlm: Price) -> None:
+    use(alice.tenant, vlm)
+    invoice = issue(alice.tenant)
+    page = alice.read(f"invoices/{invoice.pk}/")
+
+    assert f"{invoice.pk}/lines/2/usage-csv/" in page
+    name, content = fetch(alice, invoice, "lines/2/usage-csv")
+    assert name == f"{invoice.number}-line-2-usage.csv"
+    assert content.decode() == "".join(exports.usage(invoice, 2))
+    assert alice.status(alice.url(f"invoices/{invoice.pk}/lines/3/usage-csv/")) == 404
+
+
+def test_free_usage_and_credit_notes_have_none_of_their_own(alice: Person, vlm: Price) -> None:
+    Allowance.objects.create(
+        price_list=vlm.price_list,
+        model_name="vlm",
+        kind="out",
+        tokens_per_month=1,
+        effective_from=factories.LONG_AGO,
+    )
+    use(alice.tenant, vlm)
+    invoice = issue(alice.tenant)
+    note = credit_notes.credit(invoice.pk, reason="", by=None, at=ISSUED)
+
+    page = alice.read(f"invoices/{invoice.pk}/")
+    assert page.count("usage-csv") == 2
+    assert "free allowance" in page
+    assert "usage-csv" not in alice.read(f"invoices/{note.pk}/")
 
 
 def test_a_draft_is_downloaded_under_its_own_name(alice: Person, vlm: Price) -> None:
