@@ -90,12 +90,18 @@ class Account(models.Model):
         row, _ = cls.objects.get_or_create(organization=organization)
         return row
 
+    @classmethod
+    def known(cls, organization: Organization) -> Self:
+        """Return the organization's account, or what it would be if there is none yet. Writes nothing."""
+        return cls.objects.filter(organization=organization).first() or cls(
+            organization=organization
+        )
+
     @property
-    def rating_list(self) -> PriceList:
-        """The list it pays by: its own, else the default one of its currency."""
-        if self.price_list is not None and self.price_list.currency == self.organization.currency:
-            return self.price_list
-        return PriceList.standard(self.organization.currency)
+    def rating_list(self) -> PriceList | None:
+        """The list of its own that it pays by; None for the default one of its currency."""
+        own = self.price_list
+        return own if own is not None and own.currency == self.organization.currency else None
 
     def clean(self) -> None:
         if self.price_list and self.price_list.currency != self.organization.currency:

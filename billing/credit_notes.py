@@ -135,6 +135,7 @@ def _content(
         tax=msgspec.structs.replace(tax, amount_minor=totals.tax_minor),
         totals=totals,
         previous_sha256=number.previous_sha256,
+        replaces="",
         usage_sha256="",
     )
 

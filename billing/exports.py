@@ -11,11 +11,11 @@ from billing import documents, invoice_content, invoice_csv, line_usage, metered
 from billing.accounts import Account
 from billing.invoice_csv import Plain
 from billing.invoices import Invoice, Issuer
-from billing.models import UsageRecord
+from billing.models import Price, UsageRecord
 from billing.money import format_pico
 from billing.periods import Period, midnight
 from billing.rating import Kind
-from billing.snapshots import Snapshot, items_of
+from billing.snapshots import Snapshot, items_of, price_ids
 
 RECORDS_AT_ONCE = line_usage.RECORDS_AT_ONCE
 PIECE_BYTES = 64 * 1024
@@ -85,7 +85,7 @@ def usage(invoice: Invoice, line: int | None = None) -> Iterator[str]:
         raise ValueError(f"{invoice} has no line {line}.")
     team, item = items[line - 1]
     found = ordered.filter(team_id=team.id, model_name=item.model).iterator(RECORDS_AT_ONCE)
-    return invoice_csv.stream(LINE_COLUMNS, _parts(found, item.kind))
+    return invoice_csv.stream(LINE_COLUMNS, _parts(_as_rated(found, invoice.frozen), item.kind))
 
 
 def preview(account: Account, period: Period) -> Snapshot:
@@ -105,6 +105,24 @@ def day(text: str, zone: tzinfo, days: int = 0) -> datetime:
     """Return the first instant of a local date, or of one so many days later; ValueError for what is none."""
     date = datetime.strptime(text, "%Y-%m-%d").date()
     return midnight(date + timedelta(days=days), zone)
+
+
+def _as_rated(records: Iterable[UsageRecord], snapshot: Snapshot) -> Iterable[UsageRecord]:
+    """Return the records at the price versions of the invoice: those booked, unless it is rated under a list."""
+    if snapshot.price_list is None:
+        return records
+    own = snapshot.price_list.id
+    versions = Price.objects.filter(pk__in=price_ids(snapshot)).order_by("effective_from")
+    own_last = sorted(versions, key=lambda price: price.price_list_id == own)
+    return (_at(record, own_last) for record in records)
+
+
+def _at(record: UsageRecord, versions: Sequence[Price]) -> UsageRecord:
+    """Put the record at the last of the versions that was in force when it was received."""
+    for price in versions:
+        if price.model_name == record.model_name and price.effective_from <= record.received_at:
+            record.price = price
+    return record
 
 
 def _parts(records: Iterable[UsageRecord], kind: Kind) -> Iterator[Sequence[Any]]:

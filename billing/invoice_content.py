@@ -37,12 +37,12 @@ def rated(
     price_list: PriceList | None = None,
 ) -> Rated:
     """Return the period's usage in money, as the account has it now; its allowances by `price_list` if given."""
-    chosen = price_list or account.rating_list
+    currency, chosen = account.organization.currency, price_list or account.rating_list
     return rate(
         usage,
         prices.versions({quantity.price_id for quantity in usage}),
-        currency=account.organization.currency,
-        allowances=prices.allowances(chosen, period.start, period.end),
+        currency=currency,
+        allowances=prices.allowances(currency, chosen, period.start, period.end),
         discount_bp=account.discount_bp,
         tax_bp=0 if account.tax_exempt else account.tax_bp,
     )
@@ -80,6 +80,8 @@ def compose(invoice: Invoice, account: Account, rated: Rated) -> Snapshot:
         tax=snapshots.Tax(account.tax_bp, account.tax_exempt, rated.tax_minor),
         totals=snapshots.Totals(*sums, credits_minor=0, due_minor=rated.total_minor),
         previous_sha256=None,
+        replaces=(invoice.replaces.number or "") if invoice.replaces else "",
+        price_list=_price_list(invoice.rated_under),
     )
 
 
@@ -108,6 +110,10 @@ def issuer(row: Issuer) -> snapshots.Issuer:
 def utc(instant: datetime) -> datetime:
     """Return the instant in UTC, so that it is written in one way only."""
     return instant.astimezone(UTC)
+
+
+def _price_list(row: PriceList | None) -> snapshots.PriceList | None:
+    return snapshots.PriceList(row.pk, row.slug, row.name) if row else None
 
 
 def _teams(rated: Rated) -> list[snapshots.Team]:

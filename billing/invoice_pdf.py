@@ -157,6 +157,10 @@ class _Page(FPDF):
         facts.append((words.period, self._period()))
         if snapshot.corrects:
             facts.append((words.corrects, snapshot.corrects))
+        if snapshot.replaces:
+            facts.append((words.replaces, snapshot.replaces))
+        if snapshot.price_list:
+            facts.append((words.price_list, _plain(snapshot.price_list.name)))
         if snapshot.reason:
             facts.append((words.reason, _plain(snapshot.reason)))
         return facts

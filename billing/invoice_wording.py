@@ -23,6 +23,8 @@ class Words:
     period: str
     until: str
     corrects: str
+    replaces: str
+    price_list: str
     reason: str
     model: str
     usage: str
@@ -65,6 +67,8 @@ EN = Words(
     period="Period",
     until="to",
     corrects="Corrects",
+    replaces="Replaces",
+    price_list="Prices of",
     reason="Reason",
     model="Model",
     usage="Usage",
@@ -113,6 +117,8 @@ ZH_HANT = Words(
     period="計費期間",
     until="至",
     corrects="原帳單",
+    replaces="取代帳單",
+    price_list="適用價目",
     reason="事由",
     model="模型",
     usage="用量項目",

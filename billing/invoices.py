@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from billing import snapshots
 from billing.accounts import InvoiceLanguage
+from billing.price_lists import PriceList
 from billing.rating import Kind
 from billing.snapshots import Document, Snapshot
 from tenants.models import CURRENCY_VALIDATOR, Organization, validate_timezone
@@ -97,6 +98,13 @@ class Invoice(models.Model):
     )
     replaces = models.ForeignKey(
         "self", on_delete=models.PROTECT, null=True, related_name="replacements"
+    )
+    rated_under = models.ForeignKey(
+        PriceList,
+        on_delete=models.PROTECT,
+        null=True,
+        related_name="+",
+        help_text="The list it is rated under anew; empty for the prices that its usage was booked at.",
     )
     number = models.CharField(max_length=32, null=True, unique=True)  # noqa: DJ001 - a draft has none
     year = models.PositiveSmallIntegerField(null=True)

@@ -30,6 +30,7 @@ from billing.invoice_content import Stamp
 from billing.invoices import Invoice, InvoiceLine, InvoiceStatus, Issuer, totals
 from billing.models import UsageRecord
 from billing.periods import Period, period_after, period_of
+from billing.price_lists import PriceList
 from billing.rating import Rated
 from billing.snapshots import Line, Snapshot
 from tenants.models import Actor, AuditEntry, Organization
@@ -183,10 +184,18 @@ def void(invoice_id: int, *, reason: str, by: Actor, at: datetime) -> Invoice:
     return invoice
 
 
-def reissue(invoice_id: int, *, by: Actor, at: datetime) -> Invoice:
-    """Draft a void invoice's period anew, as account and issuer are now. It is issued as any other. ValueError."""
+def reissue(
+    invoice_id: int, *, by: Actor, at: datetime, price_list: PriceList | None = None
+) -> Invoice:
+    """Draft a void invoice's period anew, as account and issuer are now. It is issued as any other. ValueError.
+
+    Its usage is rated as it was booked, or under the list: at the versions that it had when each request came in.
+    """
     with transaction.atomic():
         account, old = locked(invoice_id)
+        if price_list is not None and price_list.currency != account.organization.currency:
+            paid_in = account.organization.currency
+            raise ValueError(f"{price_list} is in {price_list.currency}, not {paid_in}.")
         if old.status != InvoiceStatus.VOID:
             raise ValueError(f"{old} is not void.")
         taken = Invoice.objects.exclude(status=InvoiceStatus.VOID).filter(
@@ -196,9 +205,10 @@ def reissue(invoice_id: int, *, by: Actor, at: datetime) -> Invoice:
             raise ValueError(f"Its period is on {existing}.")
         period = Period(old.period_start, old.period_end)
         closing = {"closed_at": old.closed_at, "closing_seen_at": old.closing_seen_at}
-        invoice = _new_draft(account, period, at, replaces=old, **closing)
+        invoice = _new_draft(account, period, at, replaces=old, rated_under=price_list, **closing)
         _fill(invoice, account, at)
-        AuditEntry.record("invoice.reissue", old, by=by, at=at)
+        detail = {"price_list": price_list.slug} if price_list else None
+        AuditEntry.record("invoice.reissue", old, by=by, at=at, detail=detail)
     return invoice
 
 
@@ -335,6 +345,7 @@ def _new_draft(
     at: datetime,
     *,
     replaces: Invoice | None = None,
+    rated_under: PriceList | None = None,
     closed_at: datetime | None = None,
     closing_seen_at: datetime | None = None,
 ) -> Invoice:
@@ -347,6 +358,7 @@ def _new_draft(
         language=account.invoice_language,
         drafted_at=at,
         replaces=replaces,
+        rated_under=rated_under,
         closed_at=closed_at,
         closing_seen_at=closing_seen_at,
     )
@@ -367,10 +379,14 @@ def _fill(invoice: Invoice, account: Account, at: datetime) -> Snapshot:
 
 
 def rated_now(invoice: Invoice, account: Account) -> Rated:
-    """Return the invoice's period in money, from the rollups."""
+    """Return the invoice's period in money: from the rollups, or from the ledger if it is rated under another list."""
     period = Period(invoice.period_start, invoice.period_end)
-    usage = rollups.quantities(invoice.organization_id, period)
-    return invoice_content.rated(account, period, usage)
+    if invoice.rated_under is None:
+        usage = rollups.quantities(invoice.organization_id, period)
+        return invoice_content.rated(account, period, usage)
+    under = metered.Under(invoice.rated_under.pk, invoice.rated_under.currency)
+    usage = metered.quantities_under(invoice.organization_id, period, under)
+    return invoice_content.rated(account, period, usage, price_list=invoice.rated_under)
 
 
 def _move(invoice: Invoice, status: InvoiceStatus, *fields: str) -> None:

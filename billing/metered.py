@@ -22,7 +22,35 @@ _OF_PERIOD = rollups.LEDGER.format(
 _BY_TEAM = f"""
     SELECT team_id, price_id, is_late, sum(billed_images),
            {", ".join(f"sum({rollups.BILLED[kind]})" for kind in Kind)}
-    FROM ({_OF_PERIOD}) ledger GROUP BY team_id, price_id, is_late ORDER BY team_id, price_id, is_late
+    FROM ({{ledger}}) ledger GROUP BY team_id, price_id, is_late ORDER BY team_id, price_id, is_late
+"""
+_AS_BOOKED = _BY_TEAM.format(ledger=_OF_PERIOD)
+
+# The version of a list that a record would have been booked at: as `prices.in_force` finds it, for each record.
+_OTHER = """
+    LEFT JOIN LATERAL (
+        SELECT p.id FROM billing_price p JOIN billing_pricelist l ON l.id = p.price_list_id
+        WHERE p.model_name = r.model_name AND p.currency = %(currency)s AND p.effective_from <= r.received_at
+          AND CASE WHEN %(price_ids)s::bigint[] IS NULL THEN l.id = %(price_list)s OR l.is_default
+                   ELSE p.id = ANY(%(price_ids)s) END
+        ORDER BY (l.id = %(price_list)s) DESC, p.effective_from DESC LIMIT 1) other ON true
+"""
+_OF_RECORD = (
+    "organization_id, team_id, key_id, model_name, kind, policy, adjusts_id, received_at, billed_at, canvases, "
+    "tokens_in_text, tokens_in_image, tokens_in_cached, tokens_out, amount_pico"
+)
+_CONDITION = "{0}.organization_id = %(organization)s AND {0}.billed_at >= %(start)s AND {0}.billed_at < %(end)s"
+_UNDER = _BY_TEAM.format(
+    ledger=rollups.LEDGER.format(
+        source=f"""(
+            SELECT {rollups.columns("r", _OF_RECORD)}, other.id AS price_id
+            FROM billing_usagerecord r {_OTHER}) u""",
+        condition=_CONDITION.format("u"),
+    )
+)
+_UNPRICED = f"""
+    SELECT r.model_name, r.received_at FROM billing_usagerecord r {_OTHER}
+    WHERE {_CONDITION.format("r")} AND other.id IS NULL ORDER BY r.received_at LIMIT 1
 """
 
 _MISRATED = f"""
@@ -60,8 +88,45 @@ _DRIFTED = f"""
 def quantities(organization_id: int, period: Period) -> list[Quantity]:
     """Return what is billed of the period, as rating takes it. Reads the ledger's rows, each of them."""
     with connection.cursor() as cursor:
-        cursor.execute(_BY_TEAM, [organization_id, period.start, period.end])
-        rows = cursor.fetchall()
+        cursor.execute(_AS_BOOKED, [organization_id, period.start, period.end])
+        return _read(cursor.fetchall())
+
+
+@dataclass(frozen=True, slots=True)
+class Under:
+    """Prices other than those booked: the versions of a list, and of the default one for what it lacks.
+
+    With `price_ids` only these: what an invoice was rated at, whatever has been added to the list since.
+    """
+
+    price_list_id: int
+    currency: str
+    price_ids: frozenset[int] | None = None
+
+
+def quantities_under(organization_id: int, period: Period, under: Under) -> list[Quantity]:
+    """Return the same, each record at the version that was in force when it was received.
+
+    ValueError if there was none; of given versions, what none of them prices is left out.
+    """
+    values: dict[str, Any] = {
+        "organization": organization_id,
+        "start": period.start,
+        "end": period.end,
+        "currency": under.currency,
+        "price_list": under.price_list_id,
+        "price_ids": None if under.price_ids is None else sorted(under.price_ids),
+    }
+    with connection.cursor() as cursor:
+        if under.price_ids is None:
+            cursor.execute(_UNPRICED, values)
+            for model_name, at in cursor.fetchall():
+                raise ValueError(f"There was no price of {model_name} on {at:%Y-%m-%d}.")
+        cursor.execute(_UNDER, values)
+        return _read(row for row in cursor.fetchall() if row[1] is not None)
+
+
+def _read(rows: Iterable[tuple[Any, ...]]) -> list[Quantity]:
     found = []
     for team_id, price_id, is_late, images, *units in rows:
         for kind, count in zip(Kind, map(int, units), strict=True):

@@ -33,7 +33,7 @@ class AmountField(forms.CharField):
 
 
 class VersionForm(forms.ModelForm):  # type: ignore[type-arg]
-    """A version of something that is never edited: it begins now or later."""
+    """A version of something that is never edited: it begins now or later, unless nobody pays by its list."""
 
     effective_from = forms.SplitDateTimeField(
         required=False, widget=AdminSplitDateTime, help_text="In UTC; empty for now."
@@ -41,7 +41,8 @@ class VersionForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean_effective_from(self) -> datetime:
         starts: datetime | None = self.cleaned_data["effective_from"]
-        if starts and starts < now():
+        price_list: PriceList | None = self.cleaned_data.get("price_list")
+        if starts and starts < now() and (price_list is None or price_list.is_in_use):
             raise ValidationError("It has passed: a price cannot reach back to what is booked.")
         return starts or now()
 

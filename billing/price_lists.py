@@ -60,6 +60,19 @@ class PriceList(models.Model):
         return self.slug
 
     @classmethod
+    def named(cls, slug: str) -> Self:
+        """Return the list of that name; LookupError with a hint if there is none."""
+        found = cls.objects.filter(slug=slug).first()
+        if found is None:
+            raise LookupError(f"There is no price list {slug!r}; `price lists` shows them.")
+        return found
+
+    @property
+    def is_in_use(self) -> bool:
+        """Tell whether requests are booked at it now: by default, or as somebody's own list."""
+        return self.is_default or self.accounts.exists()
+
+    @classmethod
     def standard(cls, currency: str) -> Self:
         """Return the default list of the currency; made now if nobody has named another.
 

@@ -105,15 +105,16 @@ def versions(price_ids: Collection[int]) -> list[Version]:
 
 
 def allowances(
-    price_list: PriceList, start: datetime, end: datetime
+    currency: str, price_list: PriceList | None, start: datetime, end: datetime
 ) -> dict[tuple[str, Kind], int]:
-    """Return the free tokens by model and kind of a period under the list.
+    """Return the free tokens by model and kind of a period under the list, or under the default one.
 
     A model that the list has prices or allowances for takes them from it, any other from the default list. Where an
     allowance changes within the period, the larger counts.
     """
-    found = _allowances(PriceList.standard(price_list.currency), start, end)
-    if price_list.is_default:
+    standard = PriceList.objects.filter(currency=currency, is_default=True).first()
+    found = _allowances(standard, start, end) if standard else {}
+    if price_list is None or price_list == standard:
         return found
     own = _allowances(price_list, start, end)
     priced = price_list.prices.filter(effective_from__lt=end).values_list("model_name", flat=True)

@@ -2,12 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 
-from billing import invoice_content, metered, prices
+from billing import invoice_content, metered
 from billing.accounts import Account
-from billing.models import Price
+from billing.metered import Under
 from billing.periods import Period
 from billing.price_lists import PriceList
 from billing.rating import Rated
@@ -29,29 +28,18 @@ class Compared:
 def compare(account: Account, period: Period, price_list: PriceList) -> list[Compared]:
     """Return all lines and sums of the period, under its own prices and under the list's.
 
-    Usage of a version is rated at the version that the list has for that moment: the one in force when the version took
-    effect, or when the period began. ValueError if the list lacks a price, or is in another currency.
+    Each usage record is rated at the version that was in force in the list when it was received. ValueError if there
+    was none, or the list is in another currency.
     """
     organization = account.organization
     if price_list.currency != organization.currency:
         raise ValueError(f"{price_list} is in {price_list.currency}, not {organization.currency}.")
     usage = metered.quantities(organization.pk, period)
-    others = _others({quantity.price_id for quantity in usage}, period.start, price_list)
-    moved = [replace(quantity, price_id=others[quantity.price_id]) for quantity in usage]
+    under = Under(price_list.pk, price_list.currency)
+    moved = metered.quantities_under(organization.pk, period, under)
     now = invoice_content.rated(account, period, usage)
     then = invoice_content.rated(account, period, moved, price_list=price_list)
     return [*_lines(now, then), *_sums(now, then)]
-
-
-def _others(price_ids: set[int], start: datetime, price_list: PriceList) -> dict[int, int]:
-    found = {}
-    for price in Price.objects.filter(pk__in=price_ids):
-        at = max(start, price.effective_from)
-        other = prices.in_force(price.model_name, price.currency, at, price_list=price_list)
-        if other is None:
-            raise ValueError(f"{price_list} has no price of {price.model_name} for {at:%Y-%m-%d}.")
-        found[price.pk] = other.pk
-    return found
 
 
 def _lines(now: Rated, then: Rated) -> Iterable[Compared]:

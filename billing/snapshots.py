@@ -130,6 +130,14 @@ class Totals(Struct, frozen=True, forbid_unknown_fields=True):
     due_minor: int
 
 
+class PriceList(Struct, frozen=True, forbid_unknown_fields=True):
+    """The list that an invoice is rated under anew. Which versions of it, its tiers say."""
+
+    id: int
+    slug: str
+    name: str
+
+
 class Snapshot(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An invoice or a credit note. A draft has no number, and no previous invoice yet."""
 
@@ -153,6 +161,8 @@ class Snapshot(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     tax: Tax
     totals: Totals
     previous_sha256: str | None
+    replaces: str = ""  # the number of the void invoice that it was issued for anew
+    price_list: PriceList | None = None  # None: the prices that its usage was booked at
     usage_sha256: str = ""  # of the seals (`billing.seals`); not there where there are none
 
 
@@ -177,6 +187,11 @@ def to_json(snapshot: Snapshot) -> Any:
 def from_json(stored: Any) -> Snapshot:
     """Return the snapshot of a jsonb column; msgspec.ValidationError if that is not one."""
     return msgspec.convert(stored, Snapshot)
+
+
+def price_ids(snapshot: Snapshot) -> frozenset[int]:
+    """Return the price versions that anything on it was rated at."""
+    return frozenset(tier.price for _, item in items_of(snapshot) for tier in item.tiers)
 
 
 def items_of(snapshot: Snapshot) -> list[tuple[Team, Line | Allowance]]:

@@ -152,8 +152,7 @@ def _ledger(invoice: Invoice, snapshot: Snapshot) -> Iterator[Finding]:
     )
     for suspect in suspects:
         yield Finding(f"usage record {suspect.request_id}", suspect.what)
-    usage = metered.quantities(invoice.organization_id, period)
-    again = _rated_again(snapshot, usage)
+    again = _rated_again(snapshot, _usage(invoice, snapshot, period))
     should = {
         (line.team_id, line.model_name, line.kind): (
             line.quantity,
@@ -236,6 +235,15 @@ def _changed(change: seals.Change, at: Callable[[Place], str]) -> str:
     if change.was != change.is_now:
         return f"was moved from ({at(change.was)}) to ({at(change.is_now)})"
     return f"is not what it was when it was sealed ({at(change.was)})"
+
+
+def _usage(invoice: Invoice, snapshot: Snapshot, period: Period) -> list[Quantity]:
+    """Return the period's usage as booked, or at the versions that the invoice names if it is rated under a list."""
+    if snapshot.price_list is None:
+        return metered.quantities(invoice.organization_id, period)
+    named = snapshots.price_ids(snapshot)
+    under = metered.Under(snapshot.price_list.id, snapshot.currency, named)
+    return metered.quantities_under(invoice.organization_id, period, under)
 
 
 def _rated_again(snapshot: Snapshot, usage: list[Quantity]) -> Rated:

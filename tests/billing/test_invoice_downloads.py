@@ -84,6 +84,14 @@ def test_a_credit_note_says_what_it_corrects() -> None:
     assert "Amount due" not in page
 
 
+def test_what_is_issued_anew_says_for_what_and_under_which_prices() -> None:
+    prices = snapshots.PriceList(7, "right", "The right prices")
+    anew = snapshot(replaces="TSR-2026-000100", price_list=prices)
+    (page,) = pages(invoice_pdf.draw(anew))
+
+    assert all(word in page for word in ("Replaces", "TSR-2026-000100", "The right prices"))
+
+
 def test_a_draft_says_so() -> None:
     (page,) = pages(invoice_pdf.draw(snapshot(number=None, issued_at=None, due_at=None)))
 

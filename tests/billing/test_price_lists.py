@@ -168,7 +168,11 @@ def test_an_allowance_is_told_in_images(gold: PriceList) -> None:
     assert AuditEntry.objects.latest("id").action == "allowance.create"
 
 
-def test_an_allowance_cannot_reach_back(gold: PriceList) -> None:
+def test_an_allowance_cannot_reach_back_where_somebody_pays_by_it(
+    acme: Tenant, gold: PriceList
+) -> None:
+    Account.of(acme.organization).change(by=None, at=now(), price_list=gold)
+
     with pytest.raises(CommandError, match="has passed"):
         run(
             *("price", "allow", "vlm", f"--list={gold}", "--kind=out", "-n", "1"),
@@ -179,14 +183,14 @@ def test_an_allowance_cannot_reach_back(gold: PriceList) -> None:
 def test_the_allowance_in_force_counts_and_within_a_period_the_larger(gold: PriceList) -> None:
     allowance(gold, 9000, STARTS - timedelta(days=60))
     allowance(gold, 1000, STARTS - timedelta(days=30))
-    assert prices.allowances(gold, STARTS, ENDS)["vlm", Kind.TEXT_IN] == 1000
+    assert prices.allowances("TWD", gold, STARTS, ENDS)["vlm", Kind.TEXT_IN] == 1000
 
     allowance(gold, 500, STARTS + timedelta(days=3))
-    assert prices.allowances(gold, STARTS, ENDS)["vlm", Kind.TEXT_IN] == 1000
+    assert prices.allowances("TWD", gold, STARTS, ENDS)["vlm", Kind.TEXT_IN] == 1000
     allowance(gold, 2000, ENDS - timedelta(seconds=1))
-    assert prices.allowances(gold, STARTS, ENDS)["vlm", Kind.TEXT_IN] == 2000
+    assert prices.allowances("TWD", gold, STARTS, ENDS)["vlm", Kind.TEXT_IN] == 2000
     allowance(gold, 7000, ENDS)
-    assert prices.allowances(gold, STARTS, ENDS)["vlm", Kind.TEXT_IN] == 2000
+    assert prices.allowances("TWD", gold, STARTS, ENDS)["vlm", Kind.TEXT_IN] == 2000
 
 
 def test_a_model_that_a_list_prices_takes_its_allowances_from_there_only(gold: PriceList) -> None:
@@ -195,7 +199,7 @@ def test_a_model_that_a_list_prices_takes_its_allowances_from_there_only(gold: P
         allowance(standard, 1000, STARTS, model_name=model_name)
     factories.price("vlm", price_list=gold)
 
-    found = prices.allowances(gold, STARTS, ENDS)
+    found = prices.allowances("TWD", gold, STARTS, ENDS)
 
     assert ("vlm", Kind.TEXT_IN) not in found
     assert found["other", Kind.TEXT_IN] == 1000

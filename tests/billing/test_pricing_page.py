@@ -55,7 +55,7 @@ def rated() -> Rated:
         usage,
         prices.versions([price.pk]),
         currency="TWD",
-        allowances=prices.allowances(price.price_list, STARTS, ENDS),
+        allowances=prices.allowances(price.currency, price.price_list, STARTS, ENDS),
         discount_bp=1000,
         tax_bp=500,
     )

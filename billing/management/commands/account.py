@@ -96,10 +96,10 @@ def _values(options: dict[str, Any]) -> dict[str, Any]:
 def _find_list(slug: str) -> PriceList | None:
     if slug == NONE:
         return None
-    found = PriceList.objects.filter(slug=slug).first()
-    if found is None:
-        raise CommandError(f"There is no price list {slug!r}; `price lists` shows them.")
-    return found
+    try:
+        return PriceList.named(slug)
+    except LookupError as error:
+        raise CommandError(str(error)) from error
 
 
 def _row(account: Account) -> console.Row:

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from zoneinfo import ZoneInfo
 
 from django.core.management.base import CommandError, CommandParser
+from django.db import transaction
 from django.utils.timezone import now
 
 from billing import (
@@ -26,6 +27,7 @@ from billing.accounts import Account
 from billing.invoices import CreditGrant, GrantSource, Invoice
 from billing.money import format_minor, parse_minor
 from billing.periods import Period, parse_month
+from billing.price_lists import PriceList
 from billing.snapshots import Line, Snapshot, items_of
 from tenants import console
 from tenants.console import Row
@@ -97,7 +99,12 @@ class Command(console.NounCommand):
         void.add_argument("number")
         void.add_argument("--reason", required=True)
         void.add_argument("--reissue", action="store_true", help="and draft its period anew")
+        _add_price_list(void)
         void.set_defaults(act=self.void)
+        reissue = verbs.add_parser("reissue", help="draft the period of a void invoice anew")
+        reissue.add_argument("number")
+        _add_price_list(reissue)
+        reissue.set_defaults(act=self.reissue)
         note = verbs.add_parser("credit", help="issue a credit note for it, or for lines of it")
         note.add_argument("number")
         note.add_argument("--line", type=int, action="append", help="as `show` numbers them")
@@ -156,7 +163,7 @@ class Command(console.NounCommand):
             self.stdout.write(f"payment {payment.pk}: {amount} {payment.reference}{back}")
 
     def preview(self, *, organization: str, period: str | None, json: bool, **_: Any) -> None:
-        account = Account.of(console.find_organization(organization))
+        account = Account.known(console.find_organization(organization))
         chosen = _period(account, period)
         snapshot = _or_refuse(exports.preview, account, chosen)
         if json:
@@ -220,13 +227,24 @@ class Command(console.NounCommand):
         made = _or_refuse(payments.reverse, payment, by=console.actor(), at=now())
         self.tell(self._line(_issued(made.invoice.number)))
 
-    def void(self, *, number: str, reason: str, reissue: bool, **_: Any) -> None:
-        by = console.actor()
-        invoice = _or_refuse(invoicing.void, _issued(number).pk, reason=reason, by=by, at=now())
+    def void(
+        self, *, number: str, reason: str, reissue: bool, price_list: str | None, **_: Any
+    ) -> None:
+        """Void it, and draft it anew if asked to: both, or nothing."""
+        if price_list and not reissue:
+            raise CommandError("--price-list is what to --reissue it under.")
+        with transaction.atomic():
+            invoice = _or_refuse(
+                invoicing.void, _issued(number).pk, reason=reason, by=console.actor(), at=now()
+            )
+            anew = _reissued(invoice, price_list) if reissue else None
         self.tell(self._line(invoice))
-        if reissue:
-            anew = _or_refuse(invoicing.reissue, invoice.pk, by=by, at=now())
+        if anew is not None:
             self.stdout.write(f"{anew.pk}  {self._line(anew)}")
+
+    def reissue(self, *, number: str, price_list: str | None, **_: Any) -> None:
+        anew = _reissued(_issued(number), price_list)
+        self.stdout.write(f"{anew.pk}  {self._line(anew)}")
 
     def credit(self, *, number: str, line: list[int] | None, reason: str, **_: Any) -> None:
         note = _or_refuse(
@@ -300,6 +318,21 @@ class Command(console.NounCommand):
             amount = format_minor(getattr(sums, name), snapshot.currency)
             label = name.removesuffix("_minor")
             self.stdout.write(f"{label:>10}  {snapshot.currency} {amount}")
+
+
+def _add_price_list(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--price-list",
+        metavar="SLUG",
+        help="rate its usage under this list (default: the prices that it was booked at)",
+    )
+
+
+def _reissued(invoice: Invoice, slug: str | None) -> Invoice:
+    price_list = _or_refuse(PriceList.named, slug) if slug else None
+    return _or_refuse(
+        invoicing.reissue, invoice.pk, by=console.actor(), at=now(), price_list=price_list
+    )
 
 
 def _row(invoice: Invoice, at: datetime) -> Row:

@@ -169,12 +169,13 @@ class Command(console.NounCommand):
     def allow(self, **options: Any) -> None:
         kind, tokens = Kind(options["kind"]), options["tokens"]
         with transaction.atomic():
+            price_list = _price_list(options)
             allowance = Allowance(
-                price_list=_price_list(options),
+                price_list=price_list,
                 model_name=options["model"],
                 kind=kind.value,
                 tokens_per_month=tokens,
-                effective_from=_start(options, now()),
+                effective_from=_start(options, price_list, now()),
             )
             self.tell(f"{worked_example.allowance(kind, tokens)}, each month.")
             if not Price.objects.filter(model_name=options["model"]).exists():
@@ -236,7 +237,8 @@ def _add_start(parser: CommandParser) -> None:
         dest="effective_from",
         type=_moment,
         metavar="WHEN",
-        help="ISO 8601, in UTC unless it says otherwise: 2027-01-31T18:00+08:00 (default: now)",
+        help="ISO 8601, in UTC unless it says otherwise: 2027-01-31T18:00+08:00 (default: now); not before now in a "
+        "list that anybody pays by",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="show what it would mean, and save nothing"
@@ -250,15 +252,15 @@ def _price_list(options: dict[str, Any]) -> PriceList:
 
 
 def _find_list(slug: str) -> PriceList:
-    found = PriceList.objects.filter(slug=slug).first()
-    if found is None:
-        raise CommandError(f"There is no price list {slug!r}; `price lists` shows them.")
-    return found
+    try:
+        return PriceList.named(slug)
+    except LookupError as error:
+        raise CommandError(str(error)) from error
 
 
-def _start(options: dict[str, Any], at: datetime) -> datetime:
+def _start(options: dict[str, Any], price_list: PriceList, at: datetime) -> datetime:
     starts: datetime = options["effective_from"] or at
-    if starts < at:
+    if starts < at and price_list.is_in_use:
         raise CommandError("--from has passed: a price cannot reach back to what is booked.")
     return starts
 
@@ -276,7 +278,7 @@ def _price(options: dict[str, Any], at: datetime) -> Price:
         out_micro=options["out"],
         request_micro=options["per_request"],
         tier_mode=options["tiers"] or TierMode.FLAT.value,
-        effective_from=_start(options, at),
+        effective_from=_start(options, price_list, at),
     )
 
 

@@ -27,14 +27,12 @@ class Command(console.NounCommand):
     def rerate(
         self, *, organization: str, price_list: str, period: str, json: bool, **_: Any
     ) -> None:
-        account = Account.of(console.find_organization(organization))
-        chosen = PriceList.objects.filter(slug=price_list).first()
-        if chosen is None:
-            raise CommandError(f"There is no price list {price_list!r}.")
+        account = Account.known(console.find_organization(organization))
         try:
+            chosen = PriceList.named(price_list)
             month = parse_month(period, ZoneInfo(account.organization.timezone))
             compared = rerating.compare(account, month, chosen)
-        except ValueError as error:
+        except (ValueError, LookupError) as error:
             raise CommandError(str(error)) from error
         rows = [self._row(row, account) for row in compared]
         self.show(rows, as_json=json, columns=["team", "model", "kind", "quantity", "now", "then"])

@@ -1,0 +1,163 @@
+"""A period under other prices than it was booked at: to look at (`rerate`), and billed anew (`reissue`)."""
+
+import csv
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from django.core.management import CommandError
+
+from billing import documents, exports, invoice_csv, invoicing, rerating
+from billing.accounts import Account
+from billing.invoices import Invoice
+from billing.models import Price, PriceList
+from billing.snapshots import items_of
+from billing.verification import verify
+from tenants.models import AuditEntry
+from tests import factories
+from tests.console import run, run_json
+from tests.factories import Tenant
+from tests.invoiced import ISSUED, MARCH, NOON, issue, use
+
+pytestmark = pytest.mark.django_db
+
+TWENTIETH = MARCH.start + timedelta(days=19)
+
+
+@pytest.fixture
+def right(vlm: Price) -> PriceList:
+    """The prices that should have been: text at 2 per million, from the twentieth on at 3. Nobody pays by it."""
+    row = PriceList.objects.create(slug=factories.unique("right"), name="Right", currency="TWD")
+    for since, text in ((factories.LONG_AGO, 2_000_000), (TWENTIETH, 3_000_000)):
+        factories.price("vlm", price_list=row, text_in_micro=text, effective_from=since)
+    return row
+
+
+@pytest.fixture
+def void(acme: Tenant, vlm: Price) -> Invoice:
+    """An invoice at 10 per million, with usage on both sides of the twentieth."""
+    use(acme, vlm, text=100_000_000, out=0)
+    use(acme, vlm, text=50_000_000, out=1_000_000, at=TWENTIETH)
+    issued = issue(acme)
+    return invoicing.void(issued.pk, reason="per thousand", by=None, at=ISSUED)
+
+
+def reissue(void: Invoice, price_list: PriceList) -> Invoice:
+    draft = invoicing.reissue(void.pk, by="alice", at=ISSUED, price_list=price_list)
+    anew = invoicing.issue(draft.pk, ISSUED)
+    assert anew is not None
+    return anew
+
+
+def test_each_record_is_rated_at_the_version_of_its_time(
+    acme: Tenant, vlm: Price, right: PriceList
+) -> None:
+    use(acme, vlm, text=100_000_000, out=0, at=TWENTIETH - timedelta(microseconds=1))
+    use(acme, vlm, text=50_000_000, out=0, at=TWENTIETH)
+
+    rows = rerating.compare(Account.known(acme.organization), MARCH, right)
+
+    assert [(row.now_minor, row.then_minor) for row in rows if row.kind == "text_in"] == [
+        (1500, 200 + 150)
+    ]
+
+
+def test_under_the_prices_that_count_nothing_changes(acme: Tenant, vlm: Price) -> None:
+    factories.price("vlm", text_in_micro=11_000_001, effective_from=TWENTIETH)
+    later = Price.objects.get(model_name="vlm", effective_from=TWENTIETH)
+    use(acme, vlm, text=123_456_789)
+    use(acme, later, text=987_654_321, at=TWENTIETH)
+
+    rows = rerating.compare(Account.known(acme.organization), MARCH, vlm.price_list)
+
+    assert rows
+    assert all(row.now_minor == row.then_minor for row in rows)
+
+
+def test_an_invoice_is_billed_anew_under_the_right_prices(void: Invoice, right: PriceList) -> None:
+    anew = reissue(void, right)
+
+    assert (void.subtotal_minor, anew.subtotal_minor) == (1530, 200 + 150 + 30)
+    assert anew.frozen.replaces == void.number
+    assert anew.frozen.price_list is not None
+    assert anew.frozen.price_list.slug == right.slug
+    assert AuditEntry.objects.get(action="invoice.reissue").detail == {"price_list": right.slug}
+    assert documents.pdf(anew).startswith(b"%PDF")
+
+
+def test_it_is_verified_at_the_versions_it_names_whatever_the_list_has_by_then(
+    void: Invoice, right: PriceList
+) -> None:
+    anew = reissue(void, right)
+    factories.price(
+        "vlm", price_list=right, text_in_micro=1, effective_from=NOON - timedelta(days=1)
+    )
+
+    assert [str(finding) for finding in verify(anew)] == []
+    assert [str(finding) for finding in verify(void)] == []
+
+
+def test_the_usage_behind_its_lines_adds_up_at_these_prices(
+    void: Invoice, right: PriceList
+) -> None:
+    anew = reissue(void, right)
+
+    for number, (_, line) in enumerate(items_of(anew.frozen), 1):
+        text = "".join(exports.usage(anew, number)).removeprefix(invoice_csv.BOM)
+        amounts = [Decimal(row["amount_exact"]) for row in csv.DictReader(text.splitlines())]
+        assert sum(amounts, Decimal()).scaleb(12) == line.amount_pico
+
+
+def test_a_draft_of_it_stays_under_the_list_when_it_is_refreshed(
+    void: Invoice, right: PriceList
+) -> None:
+    draft = invoicing.reissue(void.pk, by="alice", at=ISSUED, price_list=right)
+    invoicing.refresh(draft.pk, ISSUED)
+
+    draft.refresh_from_db()
+    assert draft.subtotal_minor == 380
+
+
+def test_a_list_that_lacks_a_price_voids_nothing(acme: Tenant, vlm: Price) -> None:
+    dollars = PriceList.objects.create(slug=factories.unique("usd"), name="USD", currency="USD")
+    use(acme, vlm)
+    issued = issue(acme)
+    words = ("invoice", "void", str(issued.number), "--reason=slip", "--reissue")
+
+    with pytest.raises(CommandError, match="USD, not TWD"):
+        run(*words, f"--price-list={dollars.slug}")
+
+    issued.refresh_from_db()
+    assert issued.status == "issued"
+
+
+def test_a_void_invoice_is_issued_anew_at_the_console(void: Invoice, right: PriceList) -> None:
+    with pytest.raises(CommandError, match="--reissue it under"):
+        run("invoice", "void", str(void.number), "--reason=x", f"--price-list={right.slug}")
+
+    told, _ = run("invoice", "reissue", str(void.number), f"--price-list={right.slug}")
+
+    assert "TWD 399" in told  # 380, and 5 % of tax
+
+
+def test_a_list_that_nobody_pays_by_may_reach_back(acme: Tenant, right: PriceList) -> None:
+    words = ("price", "set", "vlm", f"--list={right.slug}", "--text-in=2", "--image-in=2")
+    words += ("--out=2", "--from=2026-03-05", "--yes")
+    run(*words)
+
+    assert right.prices.count() == 3
+    run("account", "set", acme.organization.slug, f"--price-list={right.slug}")
+    with pytest.raises(CommandError, match="has passed"):
+        run(*words[:-2], "--from=2026-03-06", "--yes")
+
+
+def test_to_look_writes_nothing(vlm: Price, right: PriceList) -> None:
+    bare = factories.tenant(factories.unique("bare"))
+    use(bare, vlm)
+    Account.objects.filter(organization=bare.organization).delete()
+    slug = bare.organization.slug
+
+    run_json("invoice", "preview", slug, "--period=2026-03")
+    run_json("rerate", slug, f"--price-list={right.slug}", "--period=2026-03")
+
+    assert not Account.objects.filter(organization=bare.organization).exists()
