@@ -264,13 +264,14 @@ def write_lines(invoice: Invoice, snapshot: Snapshot) -> None:
 
 
 def settle_status(invoice: Invoice, at: datetime) -> None:
-    """Move the invoice to paid if nothing is open any more, and back if something is again."""
+    """Move the invoice to paid if nothing is open any more, and back if something is again: it is reminded anew."""
     is_settled = invoice.open_minor <= 0
     if is_settled and invoice.status == InvoiceStatus.ISSUED:
         _move(invoice, InvoiceStatus.PAID)
         tell(EventType.INVOICE_PAID, invoice, at)
     elif not is_settled and invoice.status == InvoiceStatus.PAID:
-        _move(invoice, InvoiceStatus.ISSUED)
+        invoice.reminders, invoice.reminded_at = 0, None
+        _move(invoice, InvoiceStatus.ISSUED, "reminders", "reminded_at")
 
 
 def tell(type: EventType, invoice: Invoice, at: datetime, *, once: bool = False) -> None:
