@@ -11,9 +11,12 @@ from django.db import transaction
 from billing import credit as credit_grants
 from billing import numbering
 from billing.events import EventType
+from billing.freezing import freeze
 from billing.invoice_content import utc
+from billing.invoice_events import tell
 from billing.invoices import Invoice, InvoiceStatus
-from billing.invoicing import freeze, locked, settle_status, tell
+from billing.invoicing import settle_status
+from billing.locks import locked
 from billing.money import round_half_even
 from billing.rating import BP
 from billing.snapshots import Allowance, Document, Line, Snapshot, Team, Totals, items_of

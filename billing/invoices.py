@@ -221,7 +221,9 @@ class Invoice(models.Model):
 
     @property
     def open_minor(self) -> int:
-        """Return what is still to be paid; below zero, what was paid too much."""
+        """Return what is still to be paid; below zero, what was paid too much. Nothing of a void one."""
+        if self.status == InvoiceStatus.VOID:
+            return 0
         return self.total_minor - self.drawn_minor + self.credited_minor - self.paid_minor
 
     @property

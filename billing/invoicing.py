@@ -6,7 +6,6 @@ it at once, and one that dies is followed by another. A step that is not due doe
 
 import logging
 from datetime import datetime, timedelta
-from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db import transaction
@@ -15,25 +14,37 @@ from django.db.models.functions import Now
 from billing import (
     books,
     credit,
-    events,
+    drafts,
     invoice_content,
     ledger,
     metered,
     numbering,
     rollups,
     seals,
-    snapshots,
 )
-from billing.accounts import EPOCH, Account
+from billing.drafts import draft, refresh
 from billing.events import EventType
+from billing.freezing import freeze
 from billing.invoice_content import Stamp
-from billing.invoices import Invoice, InvoiceLine, InvoiceStatus, Issuer, totals
-from billing.models import UsageRecord
-from billing.periods import Period, period_after, period_of
+from billing.invoice_events import tell
+from billing.invoices import Invoice, InvoiceStatus
+from billing.locks import locked
+from billing.periods import Period
 from billing.price_lists import PriceList
-from billing.rating import Rated
-from billing.snapshots import Line, Snapshot
-from tenants.models import Actor, AuditEntry, Organization
+from tenants.models import Actor, AuditEntry
+
+__all__ = [
+    "BooksAreWrong",
+    "NotDue",
+    "advance",
+    "close",
+    "draft",
+    "issue",
+    "refresh",
+    "reissue",
+    "settle_status",
+    "void",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +66,7 @@ def advance(organization_id: int, at: datetime) -> list[Invoice]:
     Several, if the workers were away for months: what is closed is issued once the margin has passed.
     """
     issued = []
-    for invoice in closed_drafts(organization_id):
+    for invoice in drafts.closed(organization_id):
         try:
             issued.append(issue(invoice.pk, at))
         except NotDue:
@@ -72,27 +83,6 @@ def advance(organization_id: int, at: datetime) -> list[Invoice]:
         if draft_of_period is None or not close(draft_of_period.pk, at):
             break
     return [invoice for invoice in issued if invoice is not None]
-
-
-def draft(organization_id: int, at: datetime) -> Invoice | None:
-    """Draft the oldest period that has ended and is not closed, or refresh its draft. None if there is none.
-
-    It is told of once there is something on it: a draft of nothing closes its period, and goes.
-    """
-    with transaction.atomic():
-        account = locked_account(organization_id)
-        invoice = _open_draft(account, at)
-        if invoice is not None and _fill(invoice, account, at).teams:
-            tell(EventType.INVOICE_DRAFTED, invoice, at, once=True)
-        return invoice
-
-
-def refresh(invoice_id: int, at: datetime) -> None:
-    """Draw the draft up again from what is booked now. Does nothing to what is issued."""
-    with transaction.atomic():
-        account, invoice = locked(invoice_id)
-        if invoice.status == InvoiceStatus.DRAFT:
-            _fill(invoice, account, at)
 
 
 def close(invoice_id: int, at: datetime) -> bool:
@@ -144,7 +134,7 @@ def issue(invoice_id: int, at: datetime, *, by: Actor = None) -> Invoice | None:
         account, invoice = locked(invoice_id)
         if invoice.status != InvoiceStatus.DRAFT:
             return invoice  # another worker got there first
-        snapshot = _fill(invoice, account, at)
+        snapshot = drafts.fill(invoice, account, at)
         if not snapshot.teams:
             invoice.delete()
             return None
@@ -205,103 +195,22 @@ def reissue(
             raise ValueError(f"Its period is on {existing}.")
         period = Period(old.period_start, old.period_end)
         closing = {"closed_at": old.closed_at, "closing_seen_at": old.closing_seen_at}
-        invoice = _new_draft(account, period, at, replaces=old, rated_under=price_list, **closing)
-        _fill(invoice, account, at)
+        invoice = drafts.new(account, period, at, replaces=old, rated_under=price_list, **closing)
+        drafts.fill(invoice, account, at)
         detail = {"price_list": price_list.slug} if price_list else None
         AuditEntry.record("invoice.reissue", old, by=by, at=at, detail=detail)
     return invoice
 
 
-def closed_drafts(organization_id: int | None = None) -> list[Invoice]:
-    """Return the drafts whose period is closed, the oldest first: of one organization, or of all."""
-    drafts = Invoice.objects.filter(status=InvoiceStatus.DRAFT, closed_at__isnull=False)
-    if organization_id is not None:
-        drafts = drafts.filter(organization_id=organization_id)
-    return list(drafts.order_by("period_start", "pk")[: 36 * PERIODS_AT_ONCE_MAX])
-
-
-def current_period(account: Account) -> Period | None:
-    """Return the period that is open for the organization: after the last closed one. None before its first use."""
-    used = UsageRecord.objects.filter(organization_id=account.organization_id)
-    first_billed_at = used.order_by("billed_at").values_list("billed_at", flat=True).first()
-    zone = ZoneInfo(account.organization.timezone)
-    return open_period(zone, account.closed_until, first_billed_at)
-
-
-def open_period(
-    zone: ZoneInfo, closed_until: datetime, first_billed_at: datetime | None
-) -> Period | None:
-    """Return the period after the last that was closed, or that of the first use if none was."""
-    if closed_until > EPOCH:
-        return period_after(closed_until, zone)
-    return period_of(first_billed_at, zone) if first_billed_at else None
-
-
-def freeze(invoice: Invoice, snapshot: Snapshot, number: numbering.Number) -> None:
-    """Make the invoice what the snapshot says, for good."""
-    write_lines(invoice, snapshot)
-    invoice.status = InvoiceStatus.ISSUED
-    invoice.number, invoice.year, invoice.serial = number.text, number.year, number.serial
-    invoice.issued_at, invoice.due_at = snapshot.issued_at, snapshot.due_at
-    invoice.snapshot = snapshots.to_json(snapshot)
-    invoice.content_sha256 = snapshots.sha256(snapshot)
-    invoice.previous_sha256 = number.previous_sha256
-    invoice.held_back = ""
-    for name, value in totals(snapshot).items():
-        setattr(invoice, name, value)
-    invoice.save()
-    number.chain(invoice.content_sha256)
-
-
-def write_lines(invoice: Invoice, snapshot: Snapshot) -> None:
-    """Make the draft's lines those of the snapshot."""
-    invoice.lines.all().delete()
-    InvoiceLine.objects.bulk_create(
-        InvoiceLine(
-            invoice=invoice,
-            position=position,
-            team_slug=team.slug,
-            model_name=item.model,
-            kind=item.kind,
-            is_allowance=not isinstance(item, Line),
-            quantity=item.quantity,
-            late_quantity=item.late_quantity if isinstance(item, Line) else 0,
-            amount_pico=item.amount_pico,
-            amount_minor=item.amount_minor,
-        )
-        for position, (team, item) in enumerate(snapshots.items_of(snapshot), 1)
-    )
-
-
 def settle_status(invoice: Invoice, at: datetime) -> None:
-    """Move the invoice to paid if nothing is open any more, and back if something is again."""
+    """Move the invoice to paid if nothing is open any more, and back if something is again: it is reminded anew."""
     is_settled = invoice.open_minor <= 0
     if is_settled and invoice.status == InvoiceStatus.ISSUED:
         _move(invoice, InvoiceStatus.PAID)
         tell(EventType.INVOICE_PAID, invoice, at)
     elif not is_settled and invoice.status == InvoiceStatus.PAID:
-        _move(invoice, InvoiceStatus.ISSUED)
-
-
-def tell(type: EventType, invoice: Invoice, at: datetime, *, once: bool = False) -> None:
-    """Write the event down. An invoice that is paid a second time is told of a second time, unless `once`."""
-    told = events.Event.objects.filter(type=type, subject__startswith=f"invoice {invoice.pk}.")
-    times = 0 if once else told.count()
-    data = {
-        "invoice_id": invoice.pk,
-        "number": invoice.number,
-        "kind": invoice.kind,
-        "status": invoice.status,
-        "period_start": invoice.period_start.isoformat(),
-        "period_end": invoice.period_end.isoformat(),
-        "currency": invoice.currency,
-        "total_minor": invoice.total_minor,
-        "due_minor": invoice.due_minor,
-        "due_at": invoice.due_at.isoformat() if invoice.due_at else None,
-        "content_sha256": invoice.content_sha256 or None,
-    }
-    subject = f"invoice {invoice.pk}.{times + 1}"
-    events.record(type, invoice.organization_id, subject, data, at)
+        invoice.reminders, invoice.reminded_at = 0, None
+        _move(invoice, InvoiceStatus.ISSUED, "reminders", "reminded_at")
 
 
 def _reconcile(invoice: Invoice) -> None:
@@ -326,82 +235,6 @@ def _hold_back(invoice: Invoice, reason: str) -> None:
     drafts.update(held_back=reason[:HELD_BACK_CHARS_MAX])
 
 
-def _open_draft(account: Account, at: datetime) -> Invoice | None:
-    drafts = Invoice.objects.select_for_update().filter(
-        organization_id=account.organization_id, status=InvoiceStatus.DRAFT, kind="invoice"
-    )
-    if existing := drafts.filter(closed_at=None).first():
-        return existing
-    period = current_period(account)
-    if period is None or period.end > at:
-        return None
-    account.close(period.start)  # the first one: what is found of the time before goes into it, too
-    return _new_draft(account, period, at)
-
-
-def _new_draft(
-    account: Account,
-    period: Period,
-    at: datetime,
-    *,
-    replaces: Invoice | None = None,
-    rated_under: PriceList | None = None,
-    closed_at: datetime | None = None,
-    closing_seen_at: datetime | None = None,
-) -> Invoice:
-    return Invoice.objects.create(
-        issuer=Issuer.standard(),
-        organization=account.organization,
-        period_start=period.start,
-        period_end=period.end,
-        currency=account.organization.currency,
-        language=account.invoice_language,
-        drafted_at=at,
-        replaces=replaces,
-        rated_under=rated_under,
-        closed_at=closed_at,
-        closing_seen_at=closing_seen_at,
-    )
-
-
-def _fill(invoice: Invoice, account: Account, at: datetime) -> Snapshot:
-    """Draw the draft up from the rollups of its period."""
-    snapshot = invoice_content.compose(invoice, account, rated_now(invoice, account))
-    write_lines(invoice, snapshot)
-    invoice.currency, invoice.language = snapshot.currency, snapshot.language
-    invoice.snapshot, invoice.drafted_at = snapshots.to_json(snapshot), at
-    sums = totals(snapshot)
-    for name, value in sums.items():
-        setattr(invoice, name, value)
-    fields = ["currency", "language", "snapshot", "drafted_at", *sums]
-    invoice.save(update_fields=fields)
-    return snapshot
-
-
-def rated_now(invoice: Invoice, account: Account) -> Rated:
-    """Return the invoice's period in money: from the rollups, or from the ledger if it is rated under another list."""
-    period = Period(invoice.period_start, invoice.period_end)
-    if invoice.rated_under is None:
-        usage = rollups.quantities(invoice.organization_id, period)
-        return invoice_content.rated(account, period, usage)
-    under = metered.Under(invoice.rated_under.pk, invoice.rated_under.currency)
-    usage = metered.quantities_under(invoice.organization_id, period, under)
-    return invoice_content.rated(account, period, usage, price_list=invoice.rated_under)
-
-
 def _move(invoice: Invoice, status: InvoiceStatus, *fields: str) -> None:
     invoice.status = status
     invoice.save(update_fields=["status", *fields])
-
-
-def locked(invoice_id: int) -> tuple[Account, Invoice]:
-    """Lock the invoice, and before it its organization's account: everybody locks in this order."""
-    account = locked_account(Invoice.objects.get(pk=invoice_id).organization_id)
-    return account, Invoice.objects.select_for_update().get(pk=invoice_id)
-
-
-def locked_account(organization_id: int) -> Account:
-    organization = Organization.objects.get(pk=organization_id)
-    Account.of(organization)
-    locked = Account.objects.select_for_update(of=("self",))
-    return locked.select_related("organization", "price_list").get(organization=organization)

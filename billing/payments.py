@@ -5,7 +5,8 @@ from datetime import datetime
 from django.db import transaction
 
 from billing.invoices import Invoice, InvoiceStatus, Payment
-from billing.invoicing import locked, settle_status
+from billing.invoicing import settle_status
+from billing.locks import locked
 from tenants.models import Actor, AuditEntry
 
 AMOUNT_MAX = 10**15  # minor units: beyond any invoice

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Case, OuterRef, Q, QuerySet, Subquery, When
 from django.db.models.functions import Coalesce
 
-from billing import invoicing
+from billing import drafts, invoice_events
 from billing.accounts import EPOCH
 from billing.events import EventType
 from billing.invoices import Invoice, InvoiceStatus
@@ -59,7 +59,7 @@ def remind(invoice_id: int, at: datetime) -> bool:
         )
         claimed = unclaimed.update(reminders=stage, reminded_at=at)
         if claimed:
-            invoicing.tell(EventType.INVOICE_OVERDUE, invoice, at)
+            invoice_events.tell(EventType.INVOICE_OVERDUE, invoice, at)
     return bool(claimed)
 
 
@@ -75,6 +75,6 @@ def _ended(organizations: QuerySet[Organization], at: datetime) -> set[int]:
     return {
         pk
         for pk, timezone, closed_until, first_billed_at in rows.iterator()
-        for period in [invoicing.open_period(ZoneInfo(timezone), closed_until, first_billed_at)]
+        for period in [drafts.open_period(ZoneInfo(timezone), closed_until, first_billed_at)]
         if period is not None and period.end <= at
     }

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from billing.invoices import CreditDraw, Invoice, Payment
+from billing.invoices import CreditDraw, Invoice, InvoiceStatus, Payment
 from billing.snapshots import Allowance, Document, Line, Team, items_of
 from tenants.models import Organization
 
@@ -54,7 +54,9 @@ def of_organization(organization: Organization, at: datetime) -> list[Row]:
         Row(
             invoice,
             invoice.standing(at),
-            invoice.total_minor - drawn[invoice.pk] + credited[invoice.pk] - paid[invoice.pk],
+            0
+            if invoice.status == InvoiceStatus.VOID
+            else invoice.total_minor - drawn[invoice.pk] + credited[invoice.pk] - paid[invoice.pk],
         )
         for invoice in invoices
     ]

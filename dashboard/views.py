@@ -239,7 +239,7 @@ class InvoicesPage(InvoicePage):
 class OneInvoicePage(InvoicePage):
     """Its lines, each with the usage behind it."""
 
-    def answer(self) -> TemplateResponse:
+    def answer(self) -> HttpResponseBase:
         invoice = self.invoice()
         return self.show("invoice", invoice=invoice, items=invoices.items(invoice))
 

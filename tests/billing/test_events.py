@@ -7,7 +7,7 @@ from django.core.mail import EmailMessage
 from django.db import transaction
 from django.utils.timezone import now
 
-from billing import credit, deliveries, events, invoicing, payments
+from billing import credit, deliveries, events, invoice_events, payments
 from billing.events import Delivery, Event, EventType
 from billing.models import Price
 from tenants.models import ApiKey
@@ -48,7 +48,7 @@ def test_what_is_rolled_back_is_not_told(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
     drafted = draft(acme)
     with transaction.atomic():
-        invoicing.tell(EventType.INVOICE_ISSUED, drafted, ISSUED)
+        invoice_events.tell(EventType.INVOICE_ISSUED, drafted, ISSUED)
         transaction.set_rollback(True)
 
     assert not Event.objects.filter(organization=acme.organization, type="invoice.issued").exists()

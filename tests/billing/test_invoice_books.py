@@ -68,6 +68,8 @@ BREAKS = {
     "UPDATE billing_invoice SET status = 'issued' WHERE id = {first}": {
         "paid_is_what_nothing_is_open_of"
     },
+    "INSERT INTO billing_payment (invoice_id, amount_minor, received_at, method, reference, created_at) "
+    "VALUES ({third}, -1, now(), '', '', now())": {"paid_is_what_nothing_is_open_of"},
 }
 
 
@@ -91,12 +93,12 @@ def invoices(empty_database: None, acme: Tenant, vlm: Price) -> dict[str, int]:
         created_at=NOON,
     )
     use(third, vlm)
-    issue(third)
+    owed = issue(third)
     use(other, vlm, at=APRIL)
     last = issue(other, NEXT_YEAR)
     payments.pay(last.pk, last.due_minor, received_at=NEXT_YEAR, by=None, at=NEXT_YEAR)
     use(acme, vlm, at=APRIL)
-    rows = {"first": first, "note": note, "second": second, "last": last}
+    rows = {"first": first, "note": note, "second": second, "third": owed, "last": last}
     opened = draft(acme, datetime(2026, 5, 1, tzinfo=UTC))
     return {name: row.pk for name, row in rows.items()} | {
         "open": opened.pk,

@@ -157,6 +157,7 @@ def test_the_usage_behind_an_invoice_is_streamed_and_no_formula(
     acme: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "RECORDS_AT_ONCE", 2)
+    monkeypatch.setattr(exports, "PIECE_BYTES", 1)
     price = factories.price("=1+1")
     for _ in range(5):
         use(acme, price)

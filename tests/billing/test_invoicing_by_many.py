@@ -17,8 +17,10 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from threading import Barrier
+from threading import Event as Signal
 from typing import Any
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import msgspec
 import psycopg
@@ -31,7 +33,7 @@ from django.utils.timezone import now
 from billing import invoicing, rollups, snapshots, tasks
 from billing.events import Event
 from billing.holds import SETTLE
-from billing.invoices import Invoice, InvoiceDocument, InvoiceNumbers
+from billing.invoices import Invoice, InvoiceDocument, InvoiceNumbers, Issuer
 from billing.verification import verify
 from gateway.celery import app
 from tests import booked, bookings, factories
@@ -183,6 +185,36 @@ def test_fifty_issues_at_once_leave_no_gap_where_one_in_five_is_rolled_back(
     serials = [each.serial for each in issued]
     assert len(serials) == ISSUES
     assert serials == list(range(serials[0] or 0, (serials[0] or 0) + ISSUES))
+    prove_the_chain()
+
+
+def test_fifty_issues_at_once_around_new_year_leave_no_gap_in_either_year(
+    committed: None,
+) -> None:
+    price = factories.price(factories.unique("vlm"))
+    tenants = [factories.tenant("new-year") for _ in range(ISSUES)]
+    for tenant in tenants:
+        use(tenant, price)
+    rollups.recompute()
+    drafts = [closed(tenant) for tenant in tenants]
+    issuer = Issuer.objects.create(name="Of its own years", prefix="NEWYEAR")
+    Invoice.objects.filter(pk__in=drafts).update(issuer=issuer)
+    midnight = datetime(2027, 1, 1, tzinfo=ZoneInfo(issuer.timezone))
+    has_begun = Signal()
+
+    def issue(number: int, pk: int) -> None:
+        at = midnight + timedelta(seconds=number - ISSUES / 2)
+        if at >= midnight:
+            assert has_begun.wait(30)  # for one that ends the old year; the others go on
+        assert invoicing.issue(pk, at) is not None
+        has_begun.set()
+
+    in_threads(*(partial(issue, number, pk) for number, pk in enumerate(drafts)))
+
+    issued = Invoice.objects.filter(pk__in=drafts, status="issued")
+    assert issued.count() == ISSUES
+    assert set(issued.values_list("year", flat=True)) == {2026, 2027}
+    assert not issued.filter(year=2026, issued_at__gte=midnight).exists()
     prove_the_chain()
 
 

@@ -2,7 +2,6 @@
 
 import csv
 from datetime import timedelta
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from django.utils.timezone import now
 from billing import exports, invoice_csv
 from billing.invoices import Invoice
 from billing.models import Price
+from billing.rating import Kind
 from billing.snapshots import items_of
 from tests import booked, factories
 from tests.factories import Tenant
@@ -55,13 +55,12 @@ def test_the_usage_behind_each_line_adds_up_to_it(month: Invoice) -> None:
     for number, line in enumerate(lines, 1):
         found = rows(month, number)
         assert sum(int(row["quantity"]) for row in found) == line.quantity
-        amounts = [Decimal(row["amount_exact"]) for row in found]
-        assert sum(amounts).scaleb(12) == line.amount_pico
+        assert sum(booked.pico(row["amount_exact"]) for row in found) == line.amount_pico
 
 
 def test_a_record_that_has_nothing_of_the_kind_is_not_behind_its_line(month: Invoice) -> None:
     kinds = [line.kind for _, line in items_of(month.frozen)]
-    (image,) = rows(month, kinds.index("image_in") + 1)
+    (image,) = rows(month, kinds.index(Kind.IMAGE_IN) + 1)
 
     assert (image["quantity"], image["images"]) == ("1602", "2")
 

@@ -141,14 +141,14 @@ def test_a_void_invoice_is_issued_anew_at_the_console(void: Invoice, right: Pric
 
 
 def test_a_list_that_nobody_pays_by_may_reach_back(acme: Tenant, right: PriceList) -> None:
-    words = ("price", "set", "vlm", f"--list={right.slug}", "--text-in=2", "--image-in=2")
-    words += ("--out=2", "--from=2026-03-05", "--yes")
-    run(*words)
+    words = ["price", "set", "vlm", f"--list={right.slug}", "--text-in=2", "--image-in=2"]
+    words += ["--out=2", "--yes"]
+    run(*words, "--from=2026-03-05")
 
     assert right.prices.count() == 3
     run("account", "set", acme.organization.slug, f"--price-list={right.slug}")
     with pytest.raises(CommandError, match="has passed"):
-        run(*words[:-2], "--from=2026-03-06", "--yes")
+        run(*words, "--from=2026-03-06")
 
 
 def test_to_look_writes_nothing(vlm: Price, right: PriceList) -> None:

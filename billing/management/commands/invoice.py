@@ -16,6 +16,7 @@ from billing import (
     credit,
     credit_notes,
     documents,
+    drafts,
     exports,
     invoicing,
     payments,
@@ -377,7 +378,7 @@ def _period(account: Account, text: str | None) -> Period:
     zone = ZoneInfo(account.organization.timezone)
     if text:
         return _or_refuse(parse_month, text, zone)
-    period = invoicing.current_period(account)
+    period = drafts.current_period(account)
     if period is None:
         raise CommandError(f"{account.organization} has used nothing yet.")
     return period
