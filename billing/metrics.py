@@ -29,8 +29,10 @@ PROCESSES = """
 """
 DELIVERIES = """
     SELECT count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()),
-           count(*) FILTER (WHERE next_attempt_at IS NULL AND delivered_at IS NULL)
-    FROM billing_delivery
+           count(*) FILTER (WHERE next_attempt_at IS NULL AND delivered_at IS NULL AND NOT EXISTS (
+               SELECT FROM billing_delivery l
+               WHERE l.event_id = d.event_id AND l.medium = d.medium AND l.replay > d.replay))
+    FROM billing_delivery d
 """
 DRAFTS = """
     SELECT count(*) FILTER (WHERE held_back <> ''),

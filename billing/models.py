@@ -1,7 +1,7 @@
 """What is booked: price versions, open holds, and the ledger of usage records.
 
-The data plane writes holds and usage records through two SQL functions (`billing/sql/booking.sql`), never
-through the ORM; triggers keep prices and usage records append-only whoever writes.
+The data plane writes holds and usage records through SQL functions (defined in `billing/migrations`, called by
+`billing.holds`), never through the ORM; triggers keep prices and usage records append-only whoever writes.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from django.db.models.functions import Now
 from billing.accounts import Account, InvoiceLanguage
 from billing.alerts import Alert
 from billing.budgets import Budget, BudgetWindow, Period
-from billing.channels import AlertChannel
-from billing.events import Delivery, Event
+from billing.channels import Channel
+from billing.events import Delivery, Event, KeyMark
 from billing.idempotency import IdempotentRequest
 from billing.invoices import (
     CreditDraw,
@@ -35,10 +35,10 @@ __all__ = [
     "MICRO_MAX",
     "Account",
     "Alert",
-    "AlertChannel",
     "Allowance",
     "Budget",
     "BudgetWindow",
+    "Channel",
     "CreditDraw",
     "CreditGrant",
     "Delivery",
@@ -52,6 +52,7 @@ __all__ = [
     "InvoiceLine",
     "InvoiceNumbers",
     "Issuer",
+    "KeyMark",
     "Payment",
     "Period",
     "Price",

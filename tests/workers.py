@@ -75,11 +75,11 @@ class Stage:
 
     def waiting(self) -> int:
         """Return how many messages nobody has taken yet."""
-        return sum(int(self.broker.llen(name)) for name in app.amqp.queues)  # type: ignore[arg-type]
+        return sum(int(self.broker.llen(name)) for name in app.amqp.queues)
 
     def taken(self) -> int:
         """Return how many messages the worker has taken and not acknowledged."""
-        return int(self.broker.hlen("unacked"))  # type: ignore[arg-type]
+        return int(self.broker.hlen("unacked"))
 
     def transactions(self) -> int:
         """Return how many transactions run in the database, ours aside."""

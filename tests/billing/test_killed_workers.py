@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 TENANTS, MONTHS, USES = 3, 2, 5
 KILLS, WHOLE_KILLS, OF_ROLLUPS = 20, 2, 6
 PAUSE_S = (0.05, 0.6)
-FLUSHES = 8
+FLUSHES = 6
 FINISH_S_MAX = 60.0
 # Every write takes a while, so that there is much to interrupt: in milliseconds, by statement and by row.
 SLOWED = {
