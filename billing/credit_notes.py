@@ -13,7 +13,7 @@ from billing import numbering
 from billing.events import EventType
 from billing.invoice_content import utc
 from billing.invoices import Invoice, InvoiceStatus
-from billing.invoicing import freeze, locked, settle_status, tell
+from billing.invoicing import freeze, locked, settle_status, tell, write_lines
 from billing.money import round_half_even
 from billing.rating import BP
 from billing.snapshots import Allowance, Document, Line, Snapshot, Team, Totals, items_of
@@ -72,6 +72,7 @@ def credit(
             language=invoice.language,
             drafted_at=at,
         )
+        write_lines(note, content)
         freeze(note, content, number)
         detail = {"invoice": invoice.number, "lines": [item.position for item in chosen]}
         AuditEntry.record("invoice.credit", note, by=by, at=at, detail=detail)

@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 from billing import (
     books,
     credit,
+    errands,
     events,
     invoice_content,
     ledger,
@@ -226,8 +227,7 @@ def open_period(
 
 
 def freeze(invoice: Invoice, snapshot: Snapshot, number: numbering.Number) -> None:
-    """Make the invoice what the snapshot says, for good."""
-    write_lines(invoice, snapshot)
+    """Make the invoice what the snapshot says, for good. Its lines are written: nothing slow follows a number."""
     invoice.status = InvoiceStatus.ISSUED
     invoice.number, invoice.year, invoice.serial = number.text, number.year, number.serial
     invoice.issued_at, invoice.due_at = snapshot.issued_at, snapshot.due_at
@@ -239,6 +239,7 @@ def freeze(invoice: Invoice, snapshot: Snapshot, number: numbering.Number) -> No
         setattr(invoice, name, value)
     invoice.save()
     number.chain(invoice.content_sha256)
+    errands.after_commit("draw_document", invoice.pk)
 
 
 def write_lines(invoice: Invoice, snapshot: Snapshot) -> None:
