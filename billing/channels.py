@@ -29,11 +29,11 @@ def validate_webhook_url(url: str) -> None:
         raise ValidationError(f"{error}.") from error
 
 
-class AlertChannel(models.Model):
+class Channel(models.Model):
     """Where an organization is told: a webhook, e-mail addresses, or both."""
 
     organization = models.OneToOneField(
-        Organization, on_delete=models.PROTECT, related_name="alert_channel"
+        Organization, on_delete=models.PROTECT, related_name="channel"
     )
     webhook_url = models.CharField(
         max_length=webhooks.URL_LENGTH_MAX, blank=True, validators=[validate_webhook_url]
@@ -46,7 +46,7 @@ class AlertChannel(models.Model):
         ordering = ["organization"]
 
     def __str__(self) -> str:
-        return f"alert channel of {self.organization}"
+        return f"channel of {self.organization}"
 
     @property
     def webhook_secret(self) -> str:

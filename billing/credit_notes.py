@@ -11,7 +11,7 @@ from django.db import transaction
 from billing import credit as credit_grants
 from billing import numbering
 from billing.events import EventType
-from billing.freezing import freeze
+from billing.freezing import freeze, write_lines
 from billing.invoice_content import utc
 from billing.invoice_events import tell
 from billing.invoices import Invoice, InvoiceStatus
@@ -75,6 +75,7 @@ def credit(
             language=invoice.language,
             drafted_at=at,
         )
+        write_lines(note, content)
         freeze(note, content, number)
         detail = {"invoice": invoice.number, "lines": [item.position for item in chosen]}
         AuditEntry.record("invoice.credit", note, by=by, at=at, detail=detail)

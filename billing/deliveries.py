@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 
 from billing import event_wording, webhooks
-from billing.channels import AlertChannel, Medium
+from billing.channels import Channel, Medium
 from billing.events import Delivery, Event
 from billing.webhooks import WebhookFailed
 
@@ -74,7 +74,7 @@ def _claim(pk: int, at: datetime) -> Delivery | None:
 def _send(delivery: Delivery, at: datetime) -> None:
     """Send it to where the organization wants it now, which may have changed since it was raised."""
     event = delivery.event
-    channel = AlertChannel.objects.filter(organization_id=event.organization_id).first()
+    channel = Channel.objects.filter(organization_id=event.organization_id).first()
     if channel is None or delivery.medium not in channel.media:
         raise NoMedium(f"The organization has no {delivery.medium} now")
     if delivery.medium == Medium.EMAIL:
@@ -83,7 +83,7 @@ def _send(delivery: Delivery, at: datetime) -> None:
         _post(event, channel, at)
 
 
-def _mail(event: Event, channel: AlertChannel) -> None:
+def _mail(event: Event, channel: Channel) -> None:
     message = EmailMessage(
         subject=event_wording.subject(event),
         body=event_wording.text(event),
@@ -93,7 +93,7 @@ def _mail(event: Event, channel: AlertChannel) -> None:
     message.send()
 
 
-def _post(event: Event, channel: AlertChannel, at: datetime) -> None:
+def _post(event: Event, channel: Channel, at: datetime) -> None:
     message = webhooks.Message(f"event_{event.pk}", event_wording.payload(event), at)
     webhooks.post(
         channel.webhook_url,

@@ -2,6 +2,7 @@
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -9,15 +10,15 @@ from django.utils.timezone import now
 
 from billing import events
 from billing.alerts import Alert
-from billing.channels import AlertChannel
+from billing.channels import Channel
 from billing.events import Delivery, Event
 from tenants.admin import AuditedAdmin, ReadOnlyAdmin, ReadOnlyInline
 
 REPLAYED_AT_ONCE_MAX = 100
 
 
-@admin.register(AlertChannel)
-class AlertChannelAdmin(AuditedAdmin[AlertChannel]):
+@admin.register(Channel)
+class ChannelAdmin(AuditedAdmin[Channel]):
     """Where an organization is told. The webhook's secret is shown once, when it is made."""
 
     list_display = ["organization", "has_webhook", "emails"]
@@ -27,19 +28,17 @@ class AlertChannelAdmin(AuditedAdmin[AlertChannel]):
     actions = ["renew_secret"]
 
     @admin.display(description="webhook", boolean=True)
-    def has_webhook(self, channel: AlertChannel) -> bool:
+    def has_webhook(self, channel: Channel) -> bool:
         return bool(channel.webhook_url)
 
-    def get_readonly_fields(
-        self, request: HttpRequest, obj: AlertChannel | None = None
-    ) -> list[str]:
+    def get_readonly_fields(self, request: HttpRequest, obj: Channel | None = None) -> list[str]:
         return ["organization"] if obj else []
 
     def save_model(
         self,
         request: HttpRequest,
-        obj: AlertChannel,
-        form: "forms.ModelForm[AlertChannel]",
+        obj: Channel,
+        form: "forms.ModelForm[Channel]",
         change: bool,
     ) -> None:
         super().save_model(request, obj, form, change)
@@ -47,11 +46,11 @@ class AlertChannelAdmin(AuditedAdmin[AlertChannel]):
             self._renew(request, obj)
 
     @admin.action(description="Replace the webhook's secret", permissions=["change"])
-    def renew_secret(self, request: HttpRequest, queryset: QuerySet[AlertChannel]) -> None:
+    def renew_secret(self, request: HttpRequest, queryset: QuerySet[Channel]) -> None:
         for channel in queryset.exclude(webhook_url="").select_related("organization"):
             self._renew(request, channel)
 
-    def _renew(self, request: HttpRequest, channel: AlertChannel) -> None:
+    def _renew(self, request: HttpRequest, channel: Channel) -> None:
         secret = channel.renew_secret()
         fields = ["webhook_secret_encrypted"]
         with transaction.atomic():
@@ -75,6 +74,7 @@ class AlertAdmin(ReadOnlyAdmin[Alert]):
 
 class DeliveryInline(ReadOnlyInline):
     model = Delivery
+    ordering = ["medium", "replay"]
 
 
 @admin.register(Event)
@@ -88,8 +88,14 @@ class EventAdmin(ReadOnlyAdmin[Event]):
     inlines = [DeliveryInline]
     actions = ["replay"]
 
-    @admin.action(description="Send again", permissions=["view"])
+    def has_replay_permission(self, request: HttpRequest) -> bool:
+        """Ask for the permission to change events, although nobody may edit one."""
+        return request.user.has_perm("billing.change_event")
+
+    @admin.action(description="Send again", permissions=["replay"])
     def replay(self, request: HttpRequest, queryset: QuerySet[Event]) -> None:
+        by = request.user
+        assert isinstance(by, User), "the admin has let a person in"
         for event in queryset[:REPLAYED_AT_ONCE_MAX]:
-            events.replay(event, now())
+            events.replay(event, now(), by=by)
         self.message_user(request, "They are on their way again.")

@@ -7,15 +7,15 @@ in between. An event that is known already is not written again, so whoever find
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import connection, models
-from django.db.models import Q
+from django.db import connection, models, transaction
+from django.db.models import Exists, OuterRef, Q
 
-from billing.channels import AlertChannel, Medium
-from tenants.models import AuditEntry, Organization
+from billing import errands
+from billing.channels import Channel, Medium
+from tenants.models import Actor, AuditEntry, Organization
 
-LOOKBACK = timedelta(
-    days=2
-)  # how long the worker may have been away without a key's event being missed
+# An entry is dated before its commit, and by the clock of its own host. Whoever is later than this is not told of.
+OVERLAP = timedelta(days=2)
 KEYS_AT_ONCE_MAX = 1000  # in one run; the next one takes the others
 
 
@@ -72,10 +72,16 @@ class Event(models.Model):
 
 
 class Delivery(models.Model):
-    """An event on its way to one medium. It is due at `next_attempt_at`; over when that is empty."""
+    """An event on its way to one medium. It is due at `next_attempt_at`; over when that is empty.
+
+    Sent again, it is another delivery: what became of the one before stays.
+    """
 
     event = models.ForeignKey(Event, on_delete=models.PROTECT, related_name="deliveries")
     medium = models.CharField(max_length=16, choices=Medium)
+    replay = models.PositiveSmallIntegerField(
+        default=0, help_text="0 for the first, n for the n-th time that it is sent again."
+    )
     attempts = models.PositiveSmallIntegerField(default=0)
     next_attempt_at = models.DateTimeField(null=True)
     delivered_at = models.DateTimeField(null=True)
@@ -84,7 +90,7 @@ class Delivery(models.Model):
     class Meta:
         verbose_name_plural = "deliveries"
         constraints = [
-            models.UniqueConstraint(fields=["event", "medium"], name="delivery_once"),
+            models.UniqueConstraint(fields=["event", "medium", "replay"], name="delivery_once"),
             models.CheckConstraint(
                 condition=Q(medium__in=Medium.values), name="delivery_medium_is_known"
             ),
@@ -99,6 +105,19 @@ class Delivery(models.Model):
 
     def __str__(self) -> str:
         return f"{self.medium} for {self.event}"
+
+
+class KeyMark(models.Model):
+    """Up to when the audit trail was read for events of keys. One row."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    read_until = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="key_mark_is_one")]
+
+    def __str__(self) -> str:
+        return f"read until {self.read_until:%Y-%m-%d %H:%M:%S}"
 
 
 def record(
@@ -126,20 +145,38 @@ def record(
     return row if is_new else None
 
 
-def replay(event: Event, at: datetime) -> list[Delivery]:
-    """Send it again to every channel that the organization has now, delivered before or not."""
-    for medium in _media(event):
-        Delivery.objects.update_or_create(
-            event=event,
-            medium=medium,
-            defaults={
-                "attempts": 0,
-                "next_attempt_at": at,
-                "delivered_at": None,
-                "last_error": "",
-            },
-        )
-    return list(event.deliveries.all())
+def replay(event: Event, at: datetime, *, by: Actor) -> list[Delivery]:
+    """Send it again to every channel that the organization has now, delivered before or not; return how.
+
+    What is on its way still is only brought forward. Recorded, as somebody is told something anew.
+    """
+    with transaction.atomic():
+        Event.objects.select_for_update().get(pk=event.pk)  # one replay at a time
+        found = [_again(event, medium, at) for medium in _media(event)]
+        detail = {"media": [delivery.medium for delivery in found]}
+        AuditEntry.record("event.replay", event, by=by, at=at, detail=detail)
+    return found
+
+
+def _again(event: Event, medium: Medium, at: datetime) -> Delivery:
+    last = event.deliveries.filter(medium=medium).order_by("replay").last()
+    number = 0 if last is None else last.replay + 1
+    if last is not None and last.next_attempt_at is not None:
+        number = last.replay
+        Delivery.objects.filter(pk=last.pk, next_attempt_at__gt=at).update(next_attempt_at=at)
+    delivery, _ = Delivery.objects.get_or_create(
+        event=event, medium=medium, replay=number, defaults={"next_attempt_at": at}
+    )
+    errands.after_commit("deliver_event", delivery.pk)
+    return delivery
+
+
+def undelivered() -> "models.QuerySet[Delivery]":
+    """Return what waits or was given up, and was not sent again since."""
+    later = Delivery.objects.filter(
+        event=OuterRef("event"), medium=OuterRef("medium"), replay__gt=OuterRef("replay")
+    )
+    return Delivery.objects.filter(~Exists(later), delivered_at=None)
 
 
 # Keys belong to an app that does not know of this one; what happened to them stands in the audit trail.
@@ -149,16 +186,30 @@ UNTOLD_KEYS = """
       AND NOT EXISTS (
           SELECT FROM billing_event told WHERE told.subject = 'audit entry ' || entry.id
             AND told.type IN ('key.created', 'key.revoked'))
-    ORDER BY entry.id LIMIT %s
+    ORDER BY entry.at, entry.id LIMIT %s
 """
 
 
 def record_keys(at: datetime) -> int:
-    """Write down the keys that were created or revoked since; return how many. Each once, however many do so."""
+    """Write down the keys that were created or revoked since the last run, however long ago that was.
+
+    Returns how many. Each once, however many do so at once.
+    """
+    mark = KeyMark.objects.first()
+    since = (at if mark is None else mark.read_until) - OVERLAP
     with connection.cursor() as cursor:
-        cursor.execute(UNTOLD_KEYS, [at - LOOKBACK, KEYS_AT_ONCE_MAX])
+        cursor.execute(UNTOLD_KEYS, [since, KEYS_AT_ONCE_MAX])
         ids = [row[0] for row in cursor.fetchall()]
-    return sum(_record_key(entry) for entry in AuditEntry.objects.filter(pk__in=ids).order_by("pk"))
+    told = sum(_record_key(entry) for entry in AuditEntry.objects.filter(pk__in=ids).order_by("pk"))
+    if len(ids) < KEYS_AT_ONCE_MAX:  # else there is more to read of the same time
+        _mark(at)
+    return told
+
+
+def _mark(at: datetime) -> None:
+    mark, is_new = KeyMark.objects.get_or_create(id=1, defaults={"read_until": at})
+    if not is_new:
+        KeyMark.objects.filter(pk=mark.pk, read_until__lt=at).update(read_until=at)
 
 
 def _record_key(entry: AuditEntry) -> bool:
@@ -177,10 +228,11 @@ def _record_key(entry: AuditEntry) -> bool:
 
 def _address(event: Event, at: datetime) -> None:
     for medium in _media(event):
-        Delivery.objects.create(event=event, medium=medium, next_attempt_at=at)
+        delivery = Delivery.objects.create(event=event, medium=medium, next_attempt_at=at)
+        errands.after_commit("deliver_event", delivery.pk)
 
 
 def _media(event: Event) -> list[Medium]:
-    channel = AlertChannel.objects.filter(organization_id=event.organization_id).first()
+    channel = Channel.objects.filter(organization_id=event.organization_id).first()
     media = channel.media if channel else []
     return [each for each in media if each != Medium.EMAIL or event.type in MAILED]

@@ -1,13 +1,12 @@
 """What an invoice says, written down: the rows of its lines, and for good once it is numbered."""
 
-from billing import numbering, snapshots
+from billing import errands, numbering, snapshots
 from billing.invoices import Invoice, InvoiceLine, InvoiceStatus, totals
 from billing.snapshots import Line, Snapshot
 
 
 def freeze(invoice: Invoice, snapshot: Snapshot, number: numbering.Number) -> None:
-    """Make the invoice what the snapshot says, for good."""
-    write_lines(invoice, snapshot)
+    """Make the invoice what the snapshot says, for good. Its lines are written: nothing slow follows a number."""
     invoice.status = InvoiceStatus.ISSUED
     invoice.number, invoice.year, invoice.serial = number.text, number.year, number.serial
     invoice.issued_at, invoice.due_at = snapshot.issued_at, snapshot.due_at
@@ -19,6 +18,7 @@ def freeze(invoice: Invoice, snapshot: Snapshot, number: numbering.Number) -> No
         setattr(invoice, name, value)
     invoice.save()
     number.chain(invoice.content_sha256)
+    errands.after_commit("draw_document", invoice.pk)
 
 
 def write_lines(invoice: Invoice, snapshot: Snapshot) -> None:

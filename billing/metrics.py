@@ -29,8 +29,15 @@ PROCESSES = """
 """
 DELIVERIES = """
     SELECT count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()),
-           count(*) FILTER (WHERE next_attempt_at IS NULL AND delivered_at IS NULL)
-    FROM billing_delivery
+           count(*) FILTER (WHERE next_attempt_at IS NULL AND delivered_at IS NULL AND NOT EXISTS (
+               SELECT FROM billing_delivery l
+               WHERE l.event_id = d.event_id AND l.medium = d.medium AND l.replay > d.replay))
+    FROM billing_delivery d
+"""
+DRAFTS = """
+    SELECT count(*) FILTER (WHERE held_back <> ''),
+           coalesce(extract(epoch FROM statement_timestamp() - min(closed_at)), 0)
+    FROM billing_invoice WHERE status = 'draft'
 """
 # A request's id begins with its time in milliseconds (UUIDv7), and is what the ledger is sorted by.
 RECENT = """
@@ -51,6 +58,7 @@ class Books(Collector):
             yield from self._holds()
             yield from self._processes()
             yield from self._deliveries()
+            yield from self._drafts()
             yield _by("recent_requests", "status", _RECENT_HELP, dict(_rows(RECENT, RECENT_S)))
 
     def _reconciliation(self) -> Iterator[GaugeMetricFamily]:
@@ -93,6 +101,15 @@ class Books(Collector):
             "state",
             "Events that wait to be sent to their organization, and those given up.",
             {"due": due, "failed": failed},
+        )
+
+    def _drafts(self) -> Iterator[GaugeMetricFamily]:
+        ((held_back, oldest_s),) = _rows(DRAFTS)
+        yield _one("drafts_held_back", "Drafts that are not issued, and say why.", held_back)
+        yield _one(
+            "oldest_unissued_seconds",
+            "Since the oldest period was closed that is not invoiced.",
+            oldest_s,
         )
 
 

@@ -15,8 +15,8 @@ from django.db.models.functions import Now
 from billing.accounts import Account, InvoiceLanguage
 from billing.alerts import Alert
 from billing.budgets import Budget, BudgetWindow, Period
-from billing.channels import AlertChannel
-from billing.events import Delivery, Event
+from billing.channels import Channel
+from billing.events import Delivery, Event, KeyMark
 from billing.idempotency import IdempotentRequest
 from billing.invoices import (
     CreditDraw,
@@ -36,10 +36,10 @@ __all__ = [
     "MICRO_MAX",
     "Account",
     "Alert",
-    "AlertChannel",
     "Allowance",
     "Budget",
     "BudgetWindow",
+    "Channel",
     "CreditDraw",
     "CreditGrant",
     "Delivery",
@@ -53,6 +53,7 @@ __all__ = [
     "InvoiceLine",
     "InvoiceNumbers",
     "Issuer",
+    "KeyMark",
     "Payment",
     "Period",
     "Price",

@@ -1,4 +1,8 @@
-"""Celery tasks of billing. Each is idempotent and may run twice at once."""
+"""Celery tasks of billing. Each is idempotent and may run twice at once, or be killed: another run finishes it.
+
+Each ends within `TESSERA_TASK_TIME_LIMIT_S`, if it has no limit of its own. What ran into it is not tried again at
+once, but found by the next sweep.
+"""
 
 import logging
 
@@ -99,10 +103,7 @@ def sweep_invoices() -> int:
 @shared_task
 def advance_invoices(organization_id: int) -> int:
     """Draft, refresh, close and issue what is due for the organization; return how many were issued."""
-    issued = invoicing.advance(organization_id, now())
-    for invoice in issued:
-        draw_document.delay(invoice.pk)
-    return len(issued)
+    return len(invoicing.advance(organization_id, now()))
 
 
 @shared_task

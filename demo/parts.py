@@ -81,6 +81,8 @@ class Worker(Program):
     name = "worker"
     stop_timeout_s = 20.0
     start_timeout_s = 60.0
+    # Waiting for other workers takes 1 s; who is ready says so at this level.
+    ALONE = ("--loglevel", "INFO", "--without-gossip", "--without-mingle")
 
     def environment(self) -> Mapping[str, str]:
         return {**self._environment, "TESSERA_LOG_LEVEL": "INFO"}  # is_ready reads the log
@@ -89,12 +91,24 @@ class Worker(Program):
         return [
             *(sys.executable, "-m", "celery", "-A", "gateway", "worker", "--beat"),
             *("--schedule", str(self.var / "celerybeat-schedule")),
-            *("--loglevel", "INFO", "--concurrency", "2"),
-            *("--without-gossip", "--without-mingle"),  # it is alone; waiting for others takes 1 s
+            *("--queues", "celery", "--concurrency", "2", *self.ALONE),
         ]
 
     def is_ready(self) -> bool:
         return " ready." in self.log_tail()
+
+
+class Messenger(Worker):
+    """The worker that delivers events, so that a receiver that takes its time keeps no invoice waiting."""
+
+    name = "messenger"
+
+    def command(self) -> list[str]:
+        return [
+            *(sys.executable, "-m", "celery", "-A", "gateway", "worker"),
+            *("--hostname", f"{self.name}@%h", "--queues", "deliveries"),
+            *("--concurrency", "2", *self.ALONE),
+        ]
 
 
 def prepare(

@@ -15,7 +15,7 @@ from cryptography.fernet import Fernet
 
 from demo import envfile, terminal
 from demo.child import Cancelled, Child, StartFailed
-from demo.parts import Backend, Gateway, Worker, fetch, free_port, prepare
+from demo.parts import Backend, Gateway, Messenger, Worker, fetch, free_port, prepare
 from demo.postgres import PostgreSQL
 from demo.sockets import NoSocketDirectory
 from demo.supervisor import Signals, Supervisor
@@ -52,9 +52,10 @@ class Stack:
         self._environment: dict[str, str] = {}  # shared with the programs, filled by bring_up
         self._backend = Backend(self.var, self._environment, free_port(port + 100))
         self._worker = Worker(self.var, self._environment)
+        self._messenger = Messenger(self.var, self._environment)
         self._gateway = Gateway(self.var, self._environment, port=port, workers=workers)
         stores: list[Child | None] = [self._postgres, self._valkey]
-        programs: list[Child] = [self._backend, self._worker, self._gateway]
+        programs: list[Child] = [self._backend, self._messenger, self._worker, self._gateway]
         self.supervisor = Supervisor([child for child in stores if child] + programs)
 
     def bring_up(self) -> dict[str, str]:
@@ -81,7 +82,7 @@ class Stack:
         backend = step(self._start_backend)
         _wait_for(*stores, running=running)
         key = self._prepare()
-        door = [step(self._start_gateway), step(self._start_worker)]
+        door = [step(self._start_gateway), step(self._start_worker), step(self._start_messenger)]
         _wait_for(backend, *door, running=running)
         self._wait_for_models()
         return self._hand_over(key)
@@ -152,6 +153,9 @@ class Stack:
         started = time.monotonic()
         self._worker.start(self._cancelled)
         terminal.done("worker and its timetable ready", since=started)
+
+    def _start_messenger(self) -> None:
+        self._messenger.start(self._cancelled)
 
     def _prepare(self) -> str | None:
         """Migrate, and make the demo organization; return its key if it was made now."""

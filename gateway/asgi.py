@@ -13,6 +13,7 @@ from django.core.asgi import get_asgi_application
 control_plane = get_asgi_application()
 
 # Django must be set up before anything that touches its models is imported.
+from billing import errands  # noqa: E402
 from gateway import memory  # noqa: E402
 from gateway.api.requests import Receive, Scope, Send  # noqa: E402
 from gateway.api.urls import PREFIXES  # noqa: E402
@@ -20,6 +21,7 @@ from gateway.handler import DataPlaneHandler  # noqa: E402
 from gateway.plane import DataPlane  # noqa: E402
 
 logger = logging.getLogger(__name__)
+errands.leave_to_sweeps()
 
 LAST_WRITES_S = (
     3  # what a client that reads needs to be told the end, and the server to see it gone

@@ -94,8 +94,10 @@ CELERY_TASK_TIME_LIMIT = env_int("TESSERA_TASK_TIME_LIMIT_S", 900, minimum=1)
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}
+# Past the time limit, so that no task that still runs is taken by another worker.
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": max(3600, 2 * CELERY_TASK_TIME_LIMIT)}
 CELERY_TIMEZONE = "UTC"
+TASKS_APPLICATION = "gateway.celery.app"  # by name: whoever sends nothing does not load it
 
 # Monitoring: GET /metrics is there for whoever has this token, and for nobody without one.
 METRICS_TOKEN = env_secret("TESSERA_METRICS_TOKEN", default="", chars_min=16)

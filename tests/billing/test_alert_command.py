@@ -6,7 +6,7 @@ from django.test import Client
 from django.utils.timezone import now
 
 from billing import alerts
-from billing.channels import AlertChannel
+from billing.channels import Channel
 from billing.models import Price
 from tenants.models import AuditEntry
 from tests import booked
@@ -23,7 +23,7 @@ def configure(tenant: Tenant, *words: str) -> tuple[str, str]:
 def test_a_webhooks_secret_is_shown_once_and_kept_encrypted(acme: Tenant) -> None:
     secret, told = configure(acme, f"--webhook={HOOK}", "--email=a@example.com,b@example.com")
 
-    channel = acme.organization.alert_channel
+    channel = acme.organization.channel
     assert channel.webhook_secret == secret.strip()
     assert secret.strip().encode() not in bytes(channel.webhook_secret_encrypted)
     assert channel.emails == ["a@example.com", "b@example.com"]
@@ -36,7 +36,7 @@ def test_what_is_not_given_stays(acme: Tenant) -> None:
 
     configure(acme, "--webhook=none")
 
-    channel = AlertChannel.objects.get(organization=acme.organization)
+    channel = Channel.objects.get(organization=acme.organization)
     assert (channel.webhook_url, channel.emails) == ("", ["a@example.com"])
 
 
@@ -45,7 +45,7 @@ def test_a_new_secret_replaces_the_old_one(acme: Tenant) -> None:
     second, _ = configure(acme, "--new-secret")
 
     assert first != second
-    channel = AlertChannel.objects.get(organization=acme.organization)
+    channel = Channel.objects.get(organization=acme.organization)
     assert channel.webhook_secret == second.strip()
 
 
@@ -53,7 +53,7 @@ def test_the_record_tells_which_fields_and_not_what_is_in_them(acme: Tenant) -> 
     configure(acme, f"--webhook={HOOK}")
 
     entry = AuditEntry.objects.latest("id")
-    assert (entry.action, entry.organization) == ("alertchannel.change", acme.organization)
+    assert (entry.action, entry.organization) == ("channel.change", acme.organization)
     assert entry.detail == {"fields": ["webhook_url", "webhook_secret_encrypted"]}
 
 
@@ -71,7 +71,7 @@ def test_a_mistake_is_one_clear_line_and_changes_nothing(
     with pytest.raises(CommandError, match=message):
         configure(acme, *words)
 
-    assert not AlertChannel.objects.filter(organization=acme.organization).exists()
+    assert not Channel.objects.filter(organization=acme.organization).exists()
 
 
 def listed(tenant: Tenant) -> list[dict[str, Any]]:
@@ -97,15 +97,15 @@ def test_the_admin_shows_the_secret_once_and_alerts_for_reading(
     acme: Tenant, vlm: Price, admin_client: Client
 ) -> None:
     form = {"organization": acme.organization.pk, "webhook_url": HOOK, "emails": "a@example.com"}
-    page = admin_client.post("/admin/billing/alertchannel/add/", form, follow=True)
-    secret = acme.organization.alert_channel.webhook_secret
+    page = admin_client.post("/admin/billing/channel/add/", form, follow=True)
+    secret = acme.organization.channel.webhook_secret
     booked.budget(acme, limit_micro=10_000_000)
     booked.spend(acme, vlm, 9)
     alerts.raise_due(now())
     alert = acme.organization.alerts.get()
 
     assert secret in page.content.decode()
-    assert secret not in admin_client.get("/admin/billing/alertchannel/").content.decode()
+    assert secret not in admin_client.get("/admin/billing/channel/").content.decode()
     event = alert.event.pk
     assert "webhook" in admin_client.get(f"/admin/billing/event/{event}/change/").content.decode()
     assert admin_client.get("/admin/billing/alert/").status_code == 200

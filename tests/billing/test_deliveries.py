@@ -13,7 +13,7 @@ from django.core.mail import EmailMessage
 from django.utils.timezone import now
 
 from billing import alerts, deliveries, tasks
-from billing.channels import AlertChannel
+from billing.channels import Channel
 from billing.events import Delivery
 from billing.models import Price
 from gateway.celery import app
@@ -25,8 +25,8 @@ from tests.receiver import Receiver
 Mailbox = list[EmailMessage]
 
 
-def channel(tenant: Tenant, **fields: Any) -> tuple[AlertChannel, str]:
-    row = AlertChannel(organization=tenant.organization, **fields)
+def channel(tenant: Tenant, **fields: Any) -> tuple[Channel, str]:
+    row = Channel(organization=tenant.organization, **fields)
     secret = row.renew_secret()
     row.save()
     return row, secret
@@ -161,7 +161,7 @@ def test_a_medium_that_is_no_longer_wanted_gets_nothing(
 ) -> None:
     row, _ = channel(acme, webhook_url=receiver.url, emails=["ops@example.com"])
     found = alert(acme, vlm)
-    AlertChannel.objects.filter(pk=row.pk).update(webhook_url="", emails=[])
+    Channel.objects.filter(pk=row.pk).update(webhook_url="", emails=[])
 
     assert try_all(found) == [False, False]
     assert (receiver.received, mailoutbox) == ([], [])

@@ -1,16 +1,19 @@
 """What happens is told: once, in the transaction in which it happens, signed, and again on demand."""
 
 import json
+from datetime import timedelta
 
 import pytest
+from django.contrib.auth.models import Permission, User
 from django.core.mail import EmailMessage
 from django.db import transaction
+from django.test import Client
 from django.utils.timezone import now
 
 from billing import credit, deliveries, events, invoice_events, payments
 from billing.events import Delivery, Event, EventType
 from billing.models import Price
-from tenants.models import ApiKey
+from tenants.models import ApiKey, AuditEntry
 from tests.billing.test_deliveries import channel
 from tests.console import run, run_json
 from tests.factories import Tenant
@@ -67,6 +70,41 @@ def test_keys_are_told_of_once(acme: Tenant, receiver: Receiver) -> None:
     assert laptop == ["key.created", "key.revoked"]
 
 
+def test_a_silence_of_months_loses_no_event_of_a_key(acme: Tenant) -> None:
+    began = now()
+    events.record_keys(began)
+    for days in (3, 40):
+        ApiKey.mint(team=acme.team, name=f"day {days}", by="alice", at=began + timedelta(days=days))
+
+    events.record_keys(began + timedelta(days=100))
+
+    told = Event.objects.filter(organization=acme.organization, type="key.created")
+    names = [event.data["key"].split(" (")[0] for event in told.order_by("pk")]
+    assert names[-2:] == ["day 3", "day 40"]
+    assert events.record_keys(began + timedelta(days=200)) == 0
+
+
+def test_more_keys_than_one_run_takes_are_all_told_of(
+    acme: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events.record_keys(now())
+    monkeypatch.setattr(events, "KEYS_AT_ONCE_MAX", 2)
+    later = now() + timedelta(days=10)
+    for number in range(5):
+        ApiKey.mint(team=acme.team, name=f"n{number}", by=None, at=later)
+
+    runs = [events.record_keys(later + timedelta(days=10 * n)) for n in range(1, 5)]
+
+    assert runs == [2, 2, 1, 0]
+
+
+def test_a_key_whose_transaction_was_slow_is_told_of(acme: Tenant) -> None:
+    events.record_keys(now())
+    ApiKey.mint(team=acme.team, name="slow", by=None, at=now() - timedelta(hours=20))
+
+    assert events.record_keys(now()) == 1
+
+
 def test_no_event_of_a_key_holds_its_secret(acme: Tenant) -> None:
     _, raw = ApiKey.mint(team=acme.team, name="laptop", by=None, at=now())
     events.record_keys(now())
@@ -101,6 +139,90 @@ def test_an_event_is_replayed_to_the_channel_of_today(
     assert received(receiver) == ["invoice.issued"] * 2
     ids = {headers["webhook-id"] for headers, _ in receiver.received}
     assert ids == {f"event_{event.pk}"}  # a receiver knows that it has it already
+
+
+def replayed(tenant: Tenant, receiver: Receiver) -> Event:
+    """An event that was given up, and then sent again by the console."""
+    channel(tenant, webhook_url=receiver.url)
+    with transaction.atomic():
+        event = events.record(
+            EventType.KEY_CREATED, tenant.organization.pk, "a key", {"key": "k"}, now()
+        )
+    assert event is not None
+    Delivery.objects.filter(event=event).update(
+        attempts=10, next_attempt_at=None, last_error="It answered with status 500"
+    )
+    run("event", "replay", str(event.pk))
+    return event
+
+
+def test_a_replay_is_a_delivery_of_its_own_and_the_log_keeps_both(
+    acme: Tenant, receiver: Receiver
+) -> None:
+    event = replayed(acme, receiver)
+    words = ("event", "list", "--organization", acme.organization.slug, "--type", "key.created")
+    assert [row["id"] for row in run_json(*words, "--undelivered")] == [event.pk]
+    deliver(acme)
+
+    (row,) = run_json(*words)
+    assert row["deliveries"] == [
+        "webhook given up, 10 attempts (It answered with status 500)",
+        "again by webhook delivered",
+    ]
+    assert run_json(*words, "--undelivered") == []
+
+
+def test_what_was_delivered_stays_delivered_when_it_is_sent_again(
+    acme: Tenant, receiver: Receiver
+) -> None:
+    event = replayed(acme, receiver)
+    deliver(acme)
+    before = list(event.deliveries.order_by("replay").values())
+    receiver.statuses = [500]
+    run("event", "replay", str(event.pk))
+    deliver(acme)
+
+    after = list(event.deliveries.order_by("replay").values())
+    assert after[:2] == before
+    assert (after[2]["attempts"], after[2]["delivered_at"]) == (1, None)
+
+
+def test_what_is_on_its_way_is_only_brought_forward(acme: Tenant, receiver: Receiver) -> None:
+    receiver.statuses = [500, 204]
+    event = replayed(acme, receiver)
+    deliver(acme)  # fails, and waits for its next attempt
+    for _ in range(2):
+        run("event", "replay", str(event.pk))
+    deliver(acme)
+    deliver(acme)
+
+    last = event.deliveries.get(replay=1)
+    assert (event.deliveries.count(), last.attempts, len(receiver.received)) == (2, 2, 2)
+    assert last.delivered_at is not None
+
+
+def test_a_replay_is_recorded_with_who_asked_for_it(acme: Tenant, receiver: Receiver) -> None:
+    event = replayed(acme, receiver)
+
+    entry = AuditEntry.objects.get(organization=acme.organization, action="event.replay")
+    assert entry.actor.startswith("console:")
+    assert (entry.subject_id, entry.detail) == (str(event.pk), {"media": ["webhook"]})
+
+
+@pytest.mark.parametrize("right", ["view", "change"])
+def test_only_who_may_change_events_sends_one_again(
+    acme: Tenant, receiver: Receiver, client: Client, right: str
+) -> None:
+    event = replayed(acme, receiver)
+    clerk = User.objects.create(username="clerk", is_staff=True)
+    rights = Permission.objects.filter(codename__in=["view_event", f"{right}_event"])
+    clerk.user_permissions.set(rights)
+    client.force_login(clerk)
+    client.post("/admin/billing/event/", {"action": "replay", "_selected_action": [event.pk]})
+
+    sent = AuditEntry.objects.filter(action="event.replay", actor="clerk").count()
+    assert sent == (right == "change")
+    assert "Save" not in client.get(f"/admin/billing/event/{event.pk}/change/").content.decode()
 
 
 def test_the_log_says_how_far_a_delivery_has_come(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from billing import books, credit, credit_notes, invoicing, payments, rollups, snapshots
 from billing.accounts import Account
@@ -173,6 +174,29 @@ def test_nothing_is_issued_while_the_books_are_wrong(acme: Tenant, vlm: Price) -
     drafted.refresh_from_db()
     assert drafted.status == "draft"
     assert "amount_is_rated" in drafted.held_back
+
+
+def statements_behind_the_number(tenant: Tenant, models: int) -> list[str]:
+    """Issue an invoice of so many models, and return what was asked of PostgreSQL after its number was locked."""
+    for _ in range(models):
+        use(tenant, factories.price(factories.unique("model")))
+    drafted = close(tenant)
+    with CaptureQueriesContext(connection) as queries:
+        invoicing.issue(drafted.pk, ISSUED)
+    asked = [query["sql"] for query in queries.captured_queries]
+    (locked,) = [number for number, sql in enumerate(asked) if "FOR NO KEY UPDATE" in sql]
+    return asked[locked + 1 :]
+
+
+def test_nothing_slow_stands_behind_a_number(acme: Tenant) -> None:
+    few = statements_behind_the_number(acme, 1)
+    many = statements_behind_the_number(factories.tenant("many"), 40)
+
+    assert abs(len(many) - len(few)) <= 1  # a first invoice makes the row of its year
+    assert len(many) < 20
+    assert not any(
+        table in sql for sql in many for table in ("invoiceline", "usagerecord", "rollup")
+    )
 
 
 def test_tax_and_discount_are_those_of_the_account(acme: Tenant, vlm: Price) -> None:

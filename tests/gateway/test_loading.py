@@ -34,6 +34,24 @@ def test_no_webhook_is_sent_at_the_door(loaded: set[str]) -> None:
     assert "httpx" not in loaded
 
 
+SENT = """
+import gateway.asgi
+from billing import errands
+errands.after_commit("deliver_event", 1)
+import sys
+print(*sys.modules)
+"""
+
+
+def test_an_errand_at_the_door_is_left_to_a_sweep() -> None:
+    """On a page, for instance: no transaction is open, so whoever sends would have sent."""
+    sent = [sys.executable, "-c", SENT]
+    output = subprocess.run(sent, env=os.environ, capture_output=True, text=True, check=True)
+
+    assert "billing.errands" in output.stdout
+    assert "celery" not in output.stdout.split()
+
+
 def test_nothing_is_enqueued_at_the_door(loaded: set[str]) -> None:
     """Without Celery's application a task would be sent to a broker that is not ours."""
     assert not {"celery", "kombu", "billing.tasks"} & loaded

@@ -8,13 +8,14 @@ from django.db import connection
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from billing import reconciliation
+from billing import invoicing, reconciliation
 from billing.events import Delivery, Event, EventType
-from billing.models import GatewayProcess, Price
+from billing.models import GatewayProcess, Price, UsageRecord
 from gateway.request_ids import new_request_id
 from tests import factories
 from tests.booked import UNIT_PICO, budget, hold, settle, spend, window
 from tests.factories import Tenant
+from tests.invoiced import close, issue, use
 
 pytestmark = pytest.mark.usefixtures("empty_database")
 TOKEN = "a-token-for-monitoring"
@@ -115,6 +116,8 @@ def test_events_that_wait_and_those_given_up(tenant: Tenant) -> None:
     figures = scrape()
 
     assert (figures["event_deliveries", "due"], figures["event_deliveries", "failed"]) == (1, 1)
+    Delivery.objects.create(event=event, medium="webhook", replay=1, delivered_at=datetime.now(UTC))
+    assert scrape()["event_deliveries", "failed"] == 0  # it was sent again
 
 
 def test_recent_requests_by_their_status(tenant: Tenant, price: Price) -> None:
@@ -126,6 +129,36 @@ def test_recent_requests_by_their_status(tenant: Tenant, price: Price) -> None:
 
     assert (figures["recent_requests", "ok"], figures["recent_requests", "timeout"]) == (2, 1)
     assert ("recent_requests", "expired") not in figures
+
+
+def test_a_draft_that_is_held_back_and_how_long_its_period_is_closed(
+    tenant: Tenant, price: Price
+) -> None:
+    assert (scrape()["drafts_held_back", ""], scrape()["oldest_unissued_seconds", ""]) == (0, 0)
+    closed_at = datetime.now(UTC) - timedelta(hours=2)
+    use(tenant, price)
+    drafted = close(tenant, closed_at)
+    by_hand("SET LOCAL session_replication_role = replica")
+    UsageRecord.objects.update(amount_pico=1)
+    by_hand("SET LOCAL session_replication_role = origin")
+    assert scrape()["drafts_held_back", ""] == 0
+
+    invoicing.advance(tenant.organization.pk, datetime.now(UTC))
+
+    figures = scrape()
+    drafted.refresh_from_db()
+    assert drafted.held_back
+    assert figures["drafts_held_back", ""] == 1
+    assert 7200 <= figures["oldest_unissued_seconds", ""] < 7300
+
+
+def test_what_is_issued_is_waited_for_no_more(tenant: Tenant, price: Price) -> None:
+    use(tenant, price)
+    issue(tenant)
+
+    figures = scrape()
+
+    assert figures["drafts_held_back", ""] == figures["oldest_unissued_seconds", ""] == 0
 
 
 def by_hand(statement: str, *parameters: int) -> None:

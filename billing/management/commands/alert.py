@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from billing.alerts import Alert
-from billing.channels import AlertChannel
+from billing.channels import Channel
 from billing.events import Delivery
 from tenants import console
 from tenants.models import AuditEntry, Organization
@@ -85,10 +85,10 @@ class Command(console.NounCommand):
         )
 
 
-def _changed(organization: Organization, options: dict[str, Any]) -> tuple[AlertChannel, list[str]]:
+def _changed(organization: Organization, options: dict[str, Any]) -> tuple[Channel, list[str]]:
     """Return the organization's channel with what was given, not saved yet, and the fields that differ."""
-    channel = AlertChannel.objects.filter(organization=organization).first()
-    channel = channel or AlertChannel(organization=organization)
+    channel = Channel.objects.filter(organization=organization).first()
+    channel = channel or Channel(organization=organization)
     given: dict[str, Any] = {}
     if "webhook_url" in options:
         given["webhook_url"] = _unless_none(options["webhook_url"])
@@ -101,14 +101,14 @@ def _changed(organization: Organization, options: dict[str, Any]) -> tuple[Alert
     return channel, fields
 
 
-def _new_secret(channel: AlertChannel) -> str:
+def _new_secret(channel: Channel) -> str:
     try:
         return channel.renew_secret()
     except ImproperlyConfigured as error:
         raise CommandError(str(error)) from error
 
 
-def _save(channel: AlertChannel, fields: list[str]) -> None:
+def _save(channel: Channel, fields: list[str]) -> None:
     """Save it, and record which fields: not what is in them, as a webhook's address may be a secret."""
     with transaction.atomic():
         if channel.pk is None:
@@ -116,9 +116,7 @@ def _save(channel: AlertChannel, fields: list[str]) -> None:
         else:
             channel.save(update_fields=fields)
         detail = {"fields": fields}
-        AuditEntry.record(
-            "alertchannel.change", channel, by=console.actor(), at=now(), detail=detail
-        )
+        AuditEntry.record("channel.change", channel, by=console.actor(), at=now(), detail=detail)
 
 
 def _unless_none(text: str) -> str:

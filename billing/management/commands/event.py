@@ -48,8 +48,7 @@ class Command(console.NounCommand):
         if type:
             found = found.filter(type=type)
         if undelivered:
-            waiting = Delivery.objects.filter(delivered_at=None)
-            found = found.filter(pk__in=waiting.values("event_id"))
+            found = found.filter(pk__in=events.undelivered().values("event_id"))
         rows = [_row(event) for event in self.first(found)]
         self.show(rows, as_json=json, columns=COLUMNS)
 
@@ -58,18 +57,19 @@ class Command(console.NounCommand):
 
     def replay(self, *, id: list[int], **_: Any) -> None:
         for each in id:
-            made = events.replay(_find(each), now())
+            made = events.replay(_find(each), now(), by=console.actor())
             to = ", ".join(delivery.medium for delivery in made) or "nobody: there is no channel"
             self.stdout.write(f"event {each} goes to {to}")
 
 
 def state(delivery: Delivery) -> str:
     """Return how far a delivery has come, in a few words."""
+    again = "again by " if delivery.replay else ""
     if delivery.delivered_at:
-        return f"{delivery.medium} delivered"
+        return f"{again}{delivery.medium} delivered"
     stands = "waits" if delivery.next_attempt_at else "given up"
     error = f" ({delivery.last_error})" if delivery.last_error else ""
-    return f"{delivery.medium} {stands}, {delivery.attempts} attempts{error}"
+    return f"{again}{delivery.medium} {stands}, {delivery.attempts} attempts{error}"
 
 
 def _find(pk: int) -> Event:
