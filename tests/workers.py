@@ -51,6 +51,7 @@ class Pool(Program):
             *(sys.executable, "-m", "celery", "-A", self._application, "worker"),
             *("--loglevel", "INFO", "--concurrency", "2"),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+            *("--include", "billing.invoice_pdf"),  # once, and not by each process that is killed
         ]
 
     def is_ready(self) -> bool:
@@ -101,8 +102,12 @@ def at_work(directory: Path, *, application: str = "gateway") -> Iterator[Stage]
             "TESSERA_LOG_LEVEL": "INFO",  # is_ready reads the log
             "PYTHONWARNINGS": "",
         }
-        with Pool(directory, environment, application) as worker:
+        worker = Pool(directory, environment, application)
+        worker.start()
+        try:
             yield Stage(worker, valkey)
+        finally:
+            worker.kill()  # whoever wants it to finish stops it before
 
 
 @contextmanager
