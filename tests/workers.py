@@ -17,6 +17,7 @@ import redis
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connection
+from django.test import override_settings
 from psycopg import sql
 
 from demo.parts import Program
@@ -91,8 +92,11 @@ class Stage:
 
 @contextmanager
 def at_work(directory: Path, *, application: str = "gateway") -> Iterator[Stage]:
-    """Run a worker over the database that is connected to now, with a Valkey that nobody else has."""
-    with Valkey(directory) as valkey:
+    """Run a worker over the database that is connected to now, with a Valkey that nobody else has.
+
+    What it closes is due to be issued at once, here as there.
+    """
+    with override_settings(CLOSE_MARGIN_S=0), Valkey(directory) as valkey:
         environment = {
             **os.environ,
             "DATABASE_URL": database_url(),
