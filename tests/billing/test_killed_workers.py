@@ -71,7 +71,9 @@ def month(django_db_setup: None, django_db_blocker: Any) -> Iterator[tuple[str, 
 
 def _lay_out() -> None:
     price = factories.price("vlm")
-    begin = datetime(now().year, now().month, 5, 3, 7, tzinfo=UTC) - timedelta(days=31 * (MONTHS + 1))
+    begin = datetime(now().year, now().month, 5, 3, 7, tzinfo=UTC) - timedelta(
+        days=31 * (MONTHS + 1)
+    )
     for number in range(TENANTS):
         tenant = factories.tenant(f"month{number}")
         for n in range(MONTHS * USES):
