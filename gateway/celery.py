@@ -29,7 +29,7 @@ EVERY_S = {
     "sweep_invoices": 60.0,
     "raise_alerts": 15.0,
 }
-# A message that waited until the next one comes is dropped: without a worker they do not pile up.
+# A message that waited until the next one comes is dropped unread: after an hour without a worker each task runs once.
 app.conf.beat_schedule = {
     name.replace("_", "-"): {
         "task": f"billing.tasks.{name}",
