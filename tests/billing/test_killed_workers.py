@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 import pytest
@@ -39,6 +39,7 @@ KILLS, WHOLE_KILLS, OF_ROLLUPS = 20, 2, 6
 PAUSE_S = (0.05, 0.6)
 FLUSHES = 6
 FINISH_S_MAX = 60.0
+Hashes: TypeAlias = dict[str, str]  # by what the rows are
 # Every write takes a while, so that there is much to interrupt: in milliseconds, by statement and by row.
 SLOWED = {
     "billing_rollup": ("ROW", 20),
@@ -54,7 +55,7 @@ SLOW = """
 
 
 @pytest.fixture(scope="module")
-def month(django_db_setup: None, django_db_blocker: Any) -> Iterator[tuple[str, str]]:
+def month(django_db_setup: None, django_db_blocker: Any) -> Iterator[tuple[str, Hashes]]:
     """A database with usage that nobody has summed up, and the hash of what an undisturbed run makes of it."""
     with django_db_blocker.unblock(), workers.empty() as name:
         with workers.connected_to(name):
@@ -89,7 +90,7 @@ def _lay_out() -> None:
             )
 
 
-def _fingerprint() -> str:
+def _fingerprint() -> Hashes:
     """Hash the rollups, the numbers, and of each invoice all but what its hour and its turn decide."""
     owner = "organization_id period_start"
     content = (
@@ -104,14 +105,14 @@ def _fingerprint() -> str:
         "events": _rows(Event, "organization_id type"),
     }
     assert all(rows.values())
-    return hashlib.sha256(repr(rows).encode()).hexdigest()
+    return {name: hashlib.sha256(repr(found).encode()).hexdigest() for name, found in rows.items()}
 
 
 def _rows(model: Any, columns: str) -> list[Any]:
     return sorted(model.objects.order_by().values_list(*columns.split()), key=repr)
 
 
-def _prove(undisturbed: str) -> None:
+def _prove(undisturbed: Hashes) -> None:
     """The same rows as without a disturbance, the books right, and every PDF drawn."""
     assert [str(violation) for violation in books.check()] == []
     assert InvoiceDocument.objects.count() == TENANTS * MONTHS
@@ -169,7 +170,7 @@ def _held_up(stage_of: AbstractContextManager[Stage]) -> Iterator[Stage]:
 
 
 def test_a_worker_that_is_killed_twenty_times_leaves_what_one_does_that_is_not(
-    month: tuple[str, str], tmp_path: Path, committed: None
+    month: tuple[str, Hashes], tmp_path: Path, committed: None
 ) -> None:
     chance, struck = _seeded(), 0
     name, undisturbed = month
@@ -177,6 +178,7 @@ def test_a_worker_that_is_killed_twenty_times_leaves_what_one_does_that_is_not(
 
     with workers.copied(name), _held_up(workers.at_work(tmp_path)) as stage:
         wait_until(RollupMark.objects.exists, FINISH_S_MAX)  # the task was taken again
+        wait_until(lambda: not stage.taken() + stage.waiting(), FINISH_S_MAX)
         Rollup.objects.all().delete()
         RollupMark.objects.all().delete()
         for number in range(KILLS):
@@ -198,7 +200,7 @@ def test_a_worker_that_is_killed_twenty_times_leaves_what_one_does_that_is_not(
 
 
 def test_without_late_acknowledgement_a_kill_loses_the_task(
-    month: tuple[str, str], tmp_path: Path, committed: None
+    month: tuple[str, Hashes], tmp_path: Path, committed: None
 ) -> None:
     """What the setting is for: this worker differs by it alone."""
     forgetful = workers.at_work(tmp_path, application="tests.billing.forgetful")
@@ -210,7 +212,7 @@ def test_without_late_acknowledgement_a_kill_loses_the_task(
 
 
 def test_a_broker_that_forgets_everything_again_and_again_loses_no_work(
-    month: tuple[str, str], tmp_path: Path, committed: None
+    month: tuple[str, Hashes], tmp_path: Path, committed: None
 ) -> None:
     chance, lost = _seeded(), 0
     name, undisturbed = month
