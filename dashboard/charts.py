@@ -1,4 +1,4 @@
-"""Bars over the days of a month, as percentages of the drawing. Pure: the server draws, no script is needed.
+"""Bars, as percentages of the drawing: over the days of a month, or beneath each other. Pure; no script is needed.
 
 Bars are stacked; what is below zero (a correction) is not drawn, the table has it.
 """
@@ -12,11 +12,23 @@ STEPS = (1, 2, 3, 4, 5, 6, 8)
 LABELLED_DAYS = 5  # every fifth day has its number
 
 
+Parts = Sequence[tuple[str, int]]  # of a bar, from where it begins
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     name: str
     y: str
     height: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A part of a bar that lies."""
+
+    name: str
+    x: str
+    width: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +64,12 @@ class Column:
 
     day: int
     label: str
-    parts: Sequence[tuple[str, int]]
-
-    @property
-    def height(self) -> int:
-        return sum(max(0, value) for _, value in self.parts)
+    parts: Parts
 
 
 def chart(columns: Sequence[Column], label: Callable[[int], str]) -> Chart:
     """Draw the days side by side; `label` words a number of the vertical axis."""
-    top = ceiling(max((column.height for column in columns), default=0))
+    top = ceiling(_longest([column.parts for column in columns]))
     count = len(columns)
     return Chart(
         bars=[_bar(column, place, count, top) for place, column in enumerate(columns)],
@@ -72,6 +80,15 @@ def chart(columns: Sequence[Column], label: Callable[[int], str]) -> Chart:
         ],
         ticks=[label(top), label(top // 2), "0"],
     )
+
+
+def strips(rows: Sequence[Parts]) -> list[list[Run]]:
+    """Draw bars that lie beneath each other, the longest over the whole width."""
+    top = _longest(rows)
+    return [
+        [Run(name, percent(at, top), percent(value, top)) for name, at, value in _placed(parts)]
+        for parts in rows
+    ]
 
 
 def ceiling(value: int) -> int:
@@ -99,9 +116,21 @@ def _bar(column: Column, place: int, count: int, top: int) -> Bar:
 
 
 def _stack(column: Column, top: int) -> list[Segment]:
-    segments, below = [], 0
-    for name, value in column.parts:
+    return [
+        Segment(name, percent(top - at - value, top), percent(value, top))
+        for name, at, value in _placed(column.parts)
+    ]
+
+
+def _placed(parts: Parts) -> list[tuple[str, int, int]]:
+    """Return the parts that are drawn: each one's name, where it begins, and how long it is."""
+    placed, at = [], 0
+    for name, value in parts:
         if value > 0:
-            below += value
-            segments.append(Segment(name, percent(top - below, top), percent(value, top)))
-    return segments
+            placed.append((name, at, value))
+            at += value
+    return placed
+
+
+def _longest(rows: Sequence[Parts]) -> int:
+    return max((sum(max(0, value) for _, value in parts) for parts in rows), default=0)

@@ -6,7 +6,7 @@ from datetime import date, datetime, timedelta
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
-from django.db.models import QuerySet, Sum
+from django.db.models import Count, Func, QuerySet, Sum, Window
 from django.db.models.functions import TruncDate
 
 from billing.models import Rollup, RollupMark
@@ -35,6 +35,9 @@ class Sums:
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(*(getattr(self, name) + getattr(other, name) for name in NAMES))
 
+    def __sub__(self, other: "Sums") -> "Sums":
+        return Sums(*(getattr(self, name) - getattr(other, name) for name in NAMES))
+
     @property
     def tokens(self) -> int:
         return self.tokens_in_text + self.tokens_in_image + self.tokens_in_cached + self.tokens_out
@@ -55,11 +58,21 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The month by team, key or model."""
+    """The month by team, key or model: those that cost most, of so many as there are."""
 
     by: str
     shares: Sequence[Share]
-    is_cut: bool
+    count: int
+    total: Sums
+
+    def others(self, shown: int) -> tuple[int, Sums]:
+        """Return how many come after the first `shown`, and what they had together."""
+        sums = (share.sums for share in self.shares[:shown])
+        return max(0, self.count - shown), self.total - sum(sums, Sums())
+
+    @property
+    def unlisted(self) -> tuple[int, Sums]:
+        return self.others(len(self.shares))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,13 @@ class Overview:
     @property
     def is_empty(self) -> bool:
         return self.total == Sums()
+
+
+class SumOfSums(Func):
+    """The sum over all groups, for a Window; Django's own Sum refuses to be one of sums."""
+
+    function = "SUM"
+    window_compatible = True
 
 
 def of_month(organization: Organization, period: Period) -> Overview:
@@ -114,14 +134,18 @@ def _days(rollups: QuerySet[Rollup], period: Period, zone: ZoneInfo) -> list[tup
 
 
 def _group(rollups: QuerySet[Rollup], by: str, value: str, name: str) -> Group:
+    """Read a group and its total in one statement, so that what is left for the others is never of another moment."""
     rows = (
         rollups.values(*{value, name})
-        .annotate(**_sums())
+        .annotate(**_sums(), group_count=Window(Count("*")))
+        .annotate(**{f"{each}_all": Window(SumOfSums(f"{each}_sum")) for each in NAMES})
         .order_by("-amount_pico_sum", "-requests_sum", value)
     )
-    found: list[dict[str, Any]] = list(rows[: ROWS_MAX + 1])
-    shares = [Share(row[value], row[name], Sums.of(row)) for row in found[:ROWS_MAX]]
-    return Group(by, shares, is_cut=len(found) > ROWS_MAX)
+    found: list[dict[str, Any]] = list(rows[:ROWS_MAX])
+    shares = [Share(row[value], row[name], Sums.of(row)) for row in found]
+    first = found[0] if found else {}
+    total = Sums(**{each: int(first.get(f"{each}_all", 0)) for each in NAMES})
+    return Group(by, shares, first.get("group_count", 0), total)
 
 
 def _sums() -> dict[str, Sum]:

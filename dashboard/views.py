@@ -25,7 +25,7 @@ from billing.invoices import Invoice
 from billing.models import UsageStatus
 from billing.money import format_pico
 from billing.periods import Period
-from dashboard import access, gauges, invoices, months, overview, reading, records
+from dashboard import access, gauges, invoices, months, overview, reading, records, shares
 from dashboard.access import Visit, is_operator, organizations_of
 from dashboard.attempts import WAIT_S
 from dashboard.charts import Chart, Column, chart
@@ -154,6 +154,7 @@ class OverviewPage(OrganizationPage):
             months=self.month_choices(at, period),
             is_current=at in period,
             kinds=KINDS,
+            groups=[shares.drawing(group, self.organization.currency) for group in found.groups],
             amounts=amount_chart(found, self.organization.currency),
             tokens=token_chart(found),
         )

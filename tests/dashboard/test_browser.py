@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,22 @@ from django.core.management import call_command
 from django.db import connection
 from django.test import override_settings
 from django.utils.timezone import now
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 from pypdfium2 import PdfDocument
 
 from billing import rollups
 from billing.models import Price
+from dashboard import overview, shares
 from dashboard.attempts import FAILURES_MAX
-from tenants.models import Role
+from tenants.models import ApiKey, Role
 from tests import booked, factories
 from tests.dashboard.conftest import PASSWORD, Person, person
 from tests.door import serving
@@ -90,6 +100,22 @@ def alice(django_db_setup: None, django_db_blocker: Any) -> Iterator[Person]:
 
 
 @pytest.fixture(scope="module")
+def crowd(alice: Person, django_db_blocker: Any) -> Person:
+    """Somebody whose organization has more keys than a page lists, with names as long as may be."""
+    with django_db_blocker.unblock():
+        found = person(factories.tenant("crowd"))
+        found.tenant.team.name = "Digitization of the archive's maps, plans and photographs " * 2
+        found.tenant.team.save(update_fields=["name"])
+        price = factories.price(factories.unique("a-vision-language-model-with-a-long-name"))
+        for number in range(overview.ROWS_MAX + 10):
+            name = "無障礙文件辨識與影像描述服務" * (number % 3) + f"scanner {number}"
+            key, _ = ApiKey.mint(found.tenant.team, name, by=None, at=now())
+            book(replace(found.tenant, key=key), price, now(), 7 * number)
+        rollups.recompute()
+        return found
+
+
+@pytest.fixture(scope="module")
 def newcomer(alice: Person, django_db_blocker: Any) -> Person:
     """The owner of an organization that was made just now."""
     with django_db_blocker.unblock():
@@ -105,7 +131,11 @@ def viewer(alice: Person, django_db_blocker: Any) -> Person:
 
 @pytest.fixture(scope="module")
 def url(
-    alice: Person, newcomer: Person, viewer: Person, tmp_path_factory: pytest.TempPathFactory
+    alice: Person,
+    crowd: Person,
+    newcomer: Person,
+    viewer: Person,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """The gateway's address, with the pages' files collected. People first: the browser's loop keeps off the ORM."""
     directory = tmp_path_factory.mktemp("pages")
@@ -178,6 +208,7 @@ def test_a_person_walks_through_all_pages(page: Page, alice: Person, width: str)
     expect(page.get_by_role("heading", level=1)).to_contain_text("Overview")
     expect(page.get_by_role("table")).to_have_count(4)
     expect(page.locator("svg[role=img] rect").first).to_be_visible()
+    expect(page.locator(".bars")).to_have_count(3)
     picture(page, f"{width}-en-overview")
 
     page.get_by_role("link", name="Budgets").click()
@@ -308,6 +339,29 @@ def test_the_language_switch_keeps_the_page(page: Page, alice: Person, width: st
     page.locator("tbody th a").first.click()
     expect(page.get_by_role("heading", level=1)).to_have_text("明細")
     picture(page, f"{width}-zh-receipt")
+
+
+def test_many_keys_and_long_names_stay_legible(page: Page, crowd: Person, width: str) -> None:
+    sign_in(page, crowd)
+
+    by_key = page.locator(".bars").nth(1)
+    expect(by_key.locator(".named")).to_have_count(shares.LINES_MAX + 1)
+    expect(by_key.locator(".named").last).to_contain_text("Others (50)")
+    assert edges(by_key.locator(".lane:nth-child(2) .n")) == 1
+    for bar in page.locator(".lane svg").all():
+        box = bar.bounding_box()
+        assert box is not None
+        assert 60 <= box["width"] <= WIDTHS[width]
+    picture(page, f"{width}-en-crowd")
+    page.get_by_role("button", name="繁體中文").click()
+    expect(by_key.locator(".named").last).to_contain_text("其他（50）")
+    picture(page, f"{width}-zh-crowd")
+
+
+def edges(figures: Locator) -> int:
+    """Return at how many places the figures end."""
+    boxes = [figure.bounding_box() for figure in figures.all()]
+    return len({round(box["x"] + box["width"]) for box in boxes if box})
 
 
 def test_no_page_is_wider_than_the_screen(page: Page, alice: Person, width: str) -> None:

@@ -1,5 +1,6 @@
 """The overview: a month's figures, from rollups, in the organization's currency and time zone."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,8 +11,9 @@ from django.utils.timezone import now
 
 from billing import rollups
 from billing.models import Price, RollupMark, UsageRecord
-from dashboard import overview
-from dashboard.charts import Column, ceiling, chart
+from dashboard import overview, shares
+from dashboard.charts import Column, ceiling, chart, strips
+from dashboard.overview import Group, Share, Sums
 from tenants.models import ApiKey, Team
 from tests import booked
 from tests.dashboard.conftest import Person
@@ -93,10 +95,46 @@ def test_of_many_keys_those_are_shown_that_cost_most(
     spend(alice.tenant, vlm, 2, now())
     spend(Tenant(alice.tenant.organization, alice.tenant.team, cheap, ""), vlm, 1, now())
     rollups.recompute()
-    page = alice.read()
+    page = figures(alice.read())
 
     assert cheap.public_id not in page
     assert "Only those that cost most are shown: 1." in page
+    assert '<th scope="row">Others (1)</th><td class="n">1.0000</td><td class="n">1</td>' in page
+    assert '<th scope="row">Whole month</th><td class="n">3.0000</td><td class="n">2</td>' in page
+
+
+def test_each_team_key_and_model_has_bars_with_words(alice: Person, vlm: Price) -> None:
+    spend(alice.tenant, vlm, 3, now(), tokens_in_text=40, tokens_in_image=1601, tokens_out=359)
+    cheap, _ = ApiKey.mint(alice.tenant.team, "cheap", by=None, at=now())
+    spend(replace(alice.tenant, key=cheap), vlm, 1, now(), tokens_in_text=0, tokens_out=200)
+    rollups.recompute()
+    page = figures(alice.read())
+
+    assert page.count('<ul class="bars">') == 3
+    assert "<title>cheap: 1.0000 TWD (25.00% of the month)</title>" in page
+    assert '<rect class="amount" x="0.00%" width="33.33%" height="100%"/>' in page
+    assert "Text tokens 40, Image tokens 1,601, Cached tokens 0, Output tokens 359" in page
+    assert '<rect class="tokens_in_image" x="2.00%" width="80.05%" height="100%"/>' in page
+    assert "<title>cheap: 1 (50.00% of the month)</title>" in page
+
+
+def test_a_chart_draws_the_first_and_the_others_as_one() -> None:
+    each = [Share(str(number), f"key {number}", Sums(requests=1)) for number in range(12)]
+    group = Group("key", each, count=200, total=Sums(requests=200))
+    lines = shares.drawing(group, "TWD").lines
+
+    assert [line.share.name for line in lines[-2:]] == ["key 9", "Others (190)"]
+    assert [line.lanes[2].figure for line in lines[-2:]] == ["1", "190"]
+    assert [line.lanes[2].runs[0].width for line in lines[-2:]] == ["0.52%", "100.00%"]
+    assert len(lines) == shares.LINES_MAX + 1
+
+
+def test_amounts_beneath_each_other_have_the_same_decimals() -> None:
+    pico = booked.UNIT_PICO
+    for amounts, written in (((3 * pico, pico // 2), ["3.00", "0.50"]), ((5,), ["0.0000"])):
+        each = [Share("", "", Sums(amount_pico=amount)) for amount in amounts]
+        lines = shares.drawing(Group("team", each, len(each), Sums()), "TWD").lines
+        assert [line.lanes[0].figure for line in lines] == written
 
 
 @pytest.mark.parametrize("month", ["2026-13", "march", "0001-01", "9999-12", "2026-03-01"])
@@ -111,6 +149,14 @@ def test_every_month_since_the_first_usage_can_be_chosen(alice: Person, vlm: Pri
 
     assert "<option>2026-03</option>" in page
     assert "<option>2026-02</option>" not in page
+
+
+def test_bars_beneath_each_other_share_a_scale() -> None:
+    first, second, third = strips([[("a", 5), ("b", 15)], [("a", 10)], [("a", -3)]])
+
+    assert [(run.x, run.width) for run in first] == [("0.00%", "25.00%"), ("25.00%", "75.00%")]
+    assert [(run.x, run.width) for run in second] == [("0.00%", "50.00%")]
+    assert third == []
 
 
 def test_bars_stand_on_each_other_and_end_at_the_top() -> None:
