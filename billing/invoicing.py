@@ -73,11 +73,10 @@ def advance(organization_id: int, at: datetime) -> list[Invoice]:
             pass
         except BooksAreWrong as error:
             logger.error("%s cannot be issued: %s", invoice, error)
-        except (
-            ValueError
-        ) as error:  # prices that do not fit together, or a period that cannot be rated
+        except ValueError as error:  # prices that do not fit together, or cannot be rated
             _hold_back(invoice, str(error))
             logger.exception("%s cannot be issued", invoice)
+    rollups.recompute_of(organization_id)  # a draft of nothing would be told to nobody
     for _ in range(PERIODS_AT_ONCE_MAX):
         draft_of_period = draft(organization_id, at)
         if draft_of_period is None or not close(draft_of_period.pk, at):

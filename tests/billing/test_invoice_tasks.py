@@ -67,6 +67,17 @@ def test_what_the_broker_forgets_at_any_step_is_enqueued_again(
     assert InvoiceDocument.objects.get().invoice == of(acme)
 
 
+def test_a_draft_is_told_of_though_nobody_had_summed_its_usage_up(
+    empty_database: None, acme: Tenant, vlm: Price
+) -> None:
+    use(acme, vlm, at=now() - timedelta(days=70))
+
+    tasks.advance_invoices(acme.organization.pk)
+
+    assert of(acme).closed_at is not None
+    assert Event.objects.filter(type="invoice.drafted").count() == 1
+
+
 def lose(task: Callable[[], Any]) -> None:
     """Run a task that enqueues others, and then flush all that Celery keeps in the broker."""
     broker = redis.Redis.from_url(settings.REDIS_URL)
