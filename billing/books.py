@@ -10,7 +10,8 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
-from billing import invoice_books, rollups
+from billing import rollups
+from billing.invoicing import invariants
 from billing.periods import Period
 
 EXAMPLES_MAX = 10
@@ -296,7 +297,7 @@ INVARIANTS: dict[str, tuple[str, str]] = {
             WHERE {IN_USAGE} AND (u.billed_at < u.received_at
                   OR (u.billed_at > u.received_at AND u.billed_at > coalesce(a.closed_until, 'epoch')))""",
     ),
-} | invoice_books.INVARIANTS
+} | invariants.INVARIANTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ class Budget(Owned):
 class BudgetWindow(models.Model):
     """A budget over one day, month or life: what is spent in it, and what is held.
 
-    Only the booking functions write it, and `billing.alerts` its `alerted_percent`. `opened_…` is what had been
+    Only the booking functions write it, and `alerts` its `alerted_percent`. `opened_…` is what had been
     booked in the window before the budget stood; it is added up when the budget is set (a trigger), never by a
     request. What runs then is held in the window from that instant on.
     """

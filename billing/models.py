@@ -13,12 +13,9 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from billing.accounts import Account, InvoiceLanguage
-from billing.alerts import Alert
 from billing.budgets import Budget, BudgetWindow, Period
-from billing.channels import Channel
-from billing.events import Delivery, Event, KeyMark
 from billing.idempotency import IdempotentRequest
-from billing.invoices import (
+from billing.invoicing.invoices import (
     CreditDraw,
     CreditGrant,
     Invoice,
@@ -28,8 +25,11 @@ from billing.invoices import (
     Issuer,
     Payment,
 )
+from billing.invoicing.seals import UsageSeal
+from billing.notifications.alerts import Alert
+from billing.notifications.channels import Channel
+from billing.notifications.events import Delivery, Event, KeyMark
 from billing.price_lists import MICRO_MAX, Allowance, Price, PriceList, PriceTier
-from billing.seals import UsageSeal
 from tenants.models import ApiKey, Organization, Team
 
 __all__ = [

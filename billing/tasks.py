@@ -9,20 +9,10 @@ import logging
 from celery import shared_task
 from django.utils.timezone import now
 
-from billing import (
-    alerts,
-    deliveries,
-    documents,
-    events,
-    idempotency,
-    invoicing,
-    ledger,
-    processes,
-    reconciliation,
-    rollups,
-    sweeping,
-)
-from billing.invoices import Invoice
+from billing import idempotency, ledger, processes, reconciliation, rollups
+from billing.invoicing import documents, lifecycle, sweeping
+from billing.invoicing.invoices import Invoice
+from billing.notifications import alerts, deliveries, events
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +93,7 @@ def sweep_invoices() -> int:
 @shared_task
 def advance_invoices(organization_id: int) -> int:
     """Draft, refresh, close and issue what is due for the organization; return how many were issued."""
-    return len(invoicing.advance(organization_id, now()))
+    return len(lifecycle.advance(organization_id, now()))
 
 
 @shared_task

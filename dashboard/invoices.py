@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from billing.invoices import CreditDraw, Invoice, InvoiceStatus, Payment
-from billing.snapshots import Allowance, Document, Line, Team, items_of
+from billing.invoicing.invoices import CreditDraw, Invoice, InvoiceStatus, Payment
+from billing.invoicing.snapshots import Allowance, Document, Line, Team, items_of
 from tenants.models import Organization
 
 ROWS_MAX = 120  # ten years of months

@@ -20,8 +20,8 @@ from django.utils.cache import add_never_cache_headers
 from django.utils.timezone import now
 from django.views.generic.base import View
 
-from billing import exports
-from billing.invoices import Invoice
+from billing.invoicing import exports
+from billing.invoicing.invoices import Invoice
 from billing.models import UsageStatus
 from billing.money import format_pico
 from billing.periods import Period

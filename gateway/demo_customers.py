@@ -7,7 +7,7 @@ from django.utils.timezone import now
 
 from billing import prices
 from billing.accounts import Account
-from billing.invoices import CreditGrant, Issuer
+from billing.invoicing.invoices import CreditGrant, Issuer
 from billing.models import Allowance, Price, PriceList
 from billing.money import parse_micro, parse_minor
 from billing.price_lists import PriceTier

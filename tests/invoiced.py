@@ -6,8 +6,9 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 
-from billing import invoicing, rollups
-from billing.invoices import Invoice
+from billing import rollups
+from billing.invoicing import lifecycle
+from billing.invoicing.invoices import Invoice
 from billing.models import Price
 from billing.periods import month_of
 from tests import booked
@@ -33,14 +34,14 @@ def use(tenant: Tenant, price: Price, at: datetime = NOON, **fields: Any) -> Non
 
 def draft(tenant: Tenant, at: datetime = ENDED) -> Invoice:
     rollups.recompute()
-    found = invoicing.draft(tenant.organization.pk, at)
+    found = lifecycle.draft(tenant.organization.pk, at)
     assert found is not None
     return found
 
 
 def close(tenant: Tenant, at: datetime = OVER) -> Invoice:
     invoice = draft(tenant, at)
-    assert invoicing.close(invoice.pk, at)
+    assert lifecycle.close(invoice.pk, at)
     return invoice
 
 
@@ -48,6 +49,6 @@ def issue(tenant: Tenant, closed_at: datetime = OVER) -> Invoice:
     """Draft, close and issue the organization's next period."""
     invoice = close(tenant, closed_at)
     at = closed_at + timedelta(seconds=settings.CLOSE_MARGIN_S)
-    issued = invoicing.issue(invoice.pk, at)
+    issued = lifecycle.issue(invoice.pk, at)
     assert issued is not None
     return issued

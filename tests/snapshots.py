@@ -5,9 +5,7 @@ from typing import Any
 
 import msgspec
 
-from billing.money import minor_digits, to_minor
-from billing.rating import Kind
-from billing.snapshots import (
+from billing.invoicing.snapshots import (
     VERSION,
     Allowance,
     Customer,
@@ -22,6 +20,8 @@ from billing.snapshots import (
     Tier,
     Totals,
 )
+from billing.money import minor_digits, to_minor
+from billing.rating import Kind
 
 TAIPEI_NOVEMBER = Span(
     datetime(2026, 10, 31, 16, tzinfo=UTC), datetime(2026, 11, 30, 16, tzinfo=UTC)

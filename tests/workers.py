@@ -52,7 +52,7 @@ class Pool(Program):
             *(sys.executable, "-m", "celery", "-A", self._application, "worker"),
             *("--loglevel", "INFO", "--concurrency", "2"),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-            *("--include", "billing.invoice_pdf"),  # once, and not by each process that is killed
+            *("--include", "billing.invoicing.pdf"),  # once, and not by each process that is killed
         ]
 
     def is_ready(self) -> bool:

@@ -16,7 +16,8 @@ django.setup()
 
 from django.db import transaction  # noqa: E402
 
-from billing import documents, invoicing, rollups  # noqa: E402 - needs the models
+from billing import rollups  # noqa: E402 - needs the models
+from billing.invoicing import documents, lifecycle  # noqa: E402
 
 ROLLED_BACK_SHARE = 0.2
 
@@ -43,9 +44,9 @@ def _work(at: datetime, seed: int, organizations: list[int]) -> None:
     for organization_id in organizations:
         while seed > 0 and chance.random() < ROLLED_BACK_SHARE:
             with transaction.atomic():
-                invoicing.advance(organization_id, at)
+                lifecycle.advance(organization_id, at)
                 transaction.set_rollback(True)
-        for invoice in invoicing.advance(organization_id, at):
+        for invoice in lifecycle.advance(organization_id, at):
             documents.document(invoice)
     os._exit(0)
 

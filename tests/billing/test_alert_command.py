@@ -5,9 +5,9 @@ from django.core.management import CommandError
 from django.test import Client
 from django.utils.timezone import now
 
-from billing import alerts
-from billing.channels import Channel
 from billing.models import Price
+from billing.notifications import alerts
+from billing.notifications.channels import Channel
 from tenants.models import AuditEntry
 from tests import booked
 from tests.console import run, run_json

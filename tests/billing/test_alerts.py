@@ -10,10 +10,10 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 from django.utils.timezone import now
 
-from billing import alerts
-from billing.alerts import AlertKind
 from billing.budgets import Budget, BudgetWindow
 from billing.models import Price
+from billing.notifications import alerts
+from billing.notifications.alerts import AlertKind
 from tests import booked, factories
 from tests.booked import UNIT_PICO
 from tests.factories import Tenant

@@ -6,9 +6,10 @@ import pytest
 from django.db import connection
 from django.utils.timezone import now
 
-from billing import books, credit, credit_notes, payments
+from billing import books
 from billing.accounts import Account
-from billing.invoices import CreditGrant, Invoice
+from billing.invoicing import credit, credit_notes, payments
+from billing.invoicing.invoices import CreditGrant, Invoice
 from billing.models import Price
 from tests import booked, factories
 from tests.factories import Tenant

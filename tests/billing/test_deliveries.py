@@ -12,10 +12,11 @@ import pytest
 from django.core.mail import EmailMessage
 from django.utils.timezone import now
 
-from billing import alerts, deliveries, tasks
-from billing.channels import Channel
-from billing.events import Delivery
+from billing import tasks
 from billing.models import Price
+from billing.notifications import alerts, deliveries
+from billing.notifications.channels import Channel
+from billing.notifications.events import Delivery
 from gateway.celery import app
 from tests import booked, factories
 from tests.billing.test_alerts import TEN, eight_at_once

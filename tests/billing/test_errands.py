@@ -14,9 +14,11 @@ import redis
 from celery.contrib.testing.worker import start_worker
 from django.db import connection, transaction
 
-from billing import deliveries, documents, errands, events
-from billing.events import Delivery, Event, EventType
-from billing.invoices import InvoiceDocument
+from billing import errands
+from billing.invoicing import documents
+from billing.invoicing.invoices import InvoiceDocument
+from billing.notifications import deliveries, events
+from billing.notifications.events import Delivery, Event, EventType
 from demo.valkey import Valkey
 from gateway.celery import EVERY_S, app
 from gateway.env import celery_broker

@@ -10,9 +10,10 @@ from django.db import transaction
 from django.test import Client
 from django.utils.timezone import now
 
-from billing import credit, deliveries, events, invoice_events, payments
-from billing.events import Delivery, Event, EventType
+from billing.invoicing import credit, notices, payments
 from billing.models import Price
+from billing.notifications import deliveries, events
+from billing.notifications.events import Delivery, Event, EventType
 from tenants.models import ApiKey, AuditEntry
 from tests.billing.test_deliveries import channel
 from tests.console import run, run_json
@@ -51,7 +52,7 @@ def test_what_is_rolled_back_is_not_told(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
     drafted = draft(acme)
     with transaction.atomic():
-        invoice_events.tell(EventType.INVOICE_ISSUED, drafted, ISSUED)
+        notices.tell(EventType.INVOICE_ISSUED, drafted, ISSUED)
         transaction.set_rollback(True)
 
     assert not Event.objects.filter(organization=acme.organization, type="invoice.issued").exists()

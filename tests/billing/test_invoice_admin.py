@@ -4,8 +4,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from billing import exports
-from billing.invoices import CreditGrant, Invoice, Payment
+from billing.invoicing import exports
+from billing.invoicing.invoices import CreditGrant, Invoice, Payment
 from billing.models import Price
 from tests.downloads import fetch
 from tests.factories import Tenant

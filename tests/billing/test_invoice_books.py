@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 import pytest
 from django.db import connection
 
-from billing import books, credit_notes, invoice_books, invoicing, payments
-from billing.invoices import CreditGrant, Invoice
+from billing import books
+from billing.invoicing import credit_notes, invariants, lifecycle, payments
+from billing.invoicing.invoices import CreditGrant, Invoice
 from billing.models import Price
 from tests import factories
 from tests.factories import Tenant
@@ -82,8 +83,8 @@ def invoices(empty_database: None, acme: Tenant, vlm: Price) -> dict[str, int]:
     other = factories.tenant("other")
     use(other, vlm)
     second = issue(other)
-    invoicing.void(second.pk, reason="", by=None, at=ISSUED)
-    invoicing.issue(invoicing.reissue(second.pk, by=None, at=ISSUED).pk, ISSUED)
+    lifecycle.void(second.pk, reason="", by=None, at=ISSUED)
+    lifecycle.issue(lifecycle.reissue(second.pk, by=None, at=ISSUED).pk, ISSUED)
     third = factories.tenant("third")
     CreditGrant.objects.create(
         organization=third.organization,
@@ -107,7 +108,7 @@ def invoices(empty_database: None, acme: Tenant, vlm: Price) -> dict[str, int]:
 
 
 def broken() -> set[str]:
-    return {violation.invariant for violation in books.check()} & invoice_books.INVARIANTS.keys()
+    return {violation.invariant for violation in books.check()} & invariants.INVARIANTS.keys()
 
 
 def test_invoices_that_are_right_break_nothing(invoices: dict[str, int]) -> None:
@@ -127,7 +128,7 @@ def test_what_is_broken_is_named(invoices: dict[str, int], statement: str) -> No
 
 
 def test_every_promise_is_broken_by_a_test() -> None:
-    assert set().union(*BREAKS.values()) == invoice_books.INVARIANTS.keys()
+    assert set().union(*BREAKS.values()) == invariants.INVARIANTS.keys()
 
 
 def test_another_organization_is_not_looked_at(invoices: dict[str, int]) -> None:

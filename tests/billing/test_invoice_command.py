@@ -10,9 +10,9 @@ from django.core.management.base import CommandError
 from django.db import connection
 from django.utils.timezone import now
 
-from billing import credit_notes, exports, invoice_csv
 from billing.accounts import Account
-from billing.invoices import Invoice
+from billing.invoicing import credit_notes, csv_lines, exports
+from billing.invoicing.invoices import Invoice
 from billing.models import Price, Rollup, UsageRecord
 from billing.price_lists import PriceList
 from tests import factories
@@ -137,9 +137,9 @@ def test_credit_is_granted(acme: Tenant) -> None:
 def test_an_invoice_is_downloaded(issued: Invoice, format: str, tmp_path: Path) -> None:
     output = tmp_path / "invoice"
     run("invoice", "export", str(issued.number), "--format", format, "--output", str(output))
-    starts = {"pdf": b"%PDF", "json": b"{", "csv": invoice_csv.BOM.encode()}
+    starts = {"pdf": b"%PDF", "json": b"{", "csv": csv_lines.BOM.encode()}
 
-    assert output.read_bytes().startswith(starts.get(format, invoice_csv.BOM.encode()))
+    assert output.read_bytes().startswith(starts.get(format, csv_lines.BOM.encode()))
 
 
 def test_the_usage_behind_a_line_is_what_the_line_counts(issued: Invoice, tmp_path: Path) -> None:

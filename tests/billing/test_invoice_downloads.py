@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing import invoice_csv, invoice_pdf, snapshots
-from billing.invoice_pdf import format_amount
+from billing.invoicing import csv_lines, pdf, snapshots
+from billing.invoicing.pdf import format_amount
+from billing.invoicing.snapshots import Document
 from billing.rating import Kind
-from billing.snapshots import Document
 from tests.snapshots import line, snapshot, team
 
 
@@ -32,19 +32,19 @@ def pages(drawn: bytes) -> list[str]:
 
 
 def read(lines: Any) -> list[dict[str, str]]:
-    text = "".join(lines).removeprefix(invoice_csv.BOM)
+    text = "".join(lines).removeprefix(csv_lines.BOM)
     return list(csv.DictReader(text.splitlines()))
 
 
 def test_the_same_snapshot_is_drawn_to_the_same_bytes() -> None:
-    first, second = (invoice_pdf.draw(snapshot(language="zh-hant")) for _ in range(2))
+    first, second = (pdf.draw(snapshot(language="zh-hant")) for _ in range(2))
 
     assert first == second
     assert len(first) < 100_000
 
 
 def test_another_snapshot_is_drawn_to_other_bytes() -> None:
-    assert invoice_pdf.draw(snapshot(reason="a")) != invoice_pdf.draw(snapshot(reason="b"))
+    assert pdf.draw(snapshot(reason="a")) != pdf.draw(snapshot(reason="b"))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_another_snapshot_is_drawn_to_other_bytes() -> None:
 )
 def test_a_normal_month_is_one_page_in_either_language(language: str, words: list[str]) -> None:
     drawn = snapshot("USD", language=language)
-    (page,) = pages(invoice_pdf.draw(drawn))
+    (page,) = pages(pdf.draw(drawn))
 
     assert all(word in page for word in words)
     assert "艾克美保險股份有限公司" in page
@@ -67,7 +67,7 @@ def test_a_normal_month_is_one_page_in_either_language(language: str, words: lis
 
 def test_a_long_invoice_repeats_its_columns_and_numbers_its_pages() -> None:
     rows = [line(Kind.OUT, 1000 + n, 30_000_000, model=f"model-{n}") for n in range(120)]
-    found = pages(invoice_pdf.draw(snapshot(teams=[team("all", "All", rows)])))
+    found = pages(pdf.draw(snapshot(teams=[team("all", "All", rows)])))
 
     assert len(found) > 2
     for number, page in enumerate(found, 1):
@@ -78,7 +78,7 @@ def test_a_long_invoice_repeats_its_columns_and_numbers_its_pages() -> None:
 
 def test_a_credit_note_says_what_it_corrects() -> None:
     note = snapshot(kind=Document.CREDIT_NOTE, corrects="TSR-2026-000100", reason="A refund")
-    (page,) = pages(invoice_pdf.draw(note))
+    (page,) = pages(pdf.draw(note))
 
     assert all(word in page for word in ("Credit note", "TSR-2026-000100", "A refund"))
     assert "Amount due" not in page
@@ -87,13 +87,13 @@ def test_a_credit_note_says_what_it_corrects() -> None:
 def test_what_is_issued_anew_says_for_what_and_under_which_prices() -> None:
     prices = snapshots.PriceList(7, "right", "The right prices")
     anew = snapshot(replaces="TSR-2026-000100", price_list=prices)
-    (page,) = pages(invoice_pdf.draw(anew))
+    (page,) = pages(pdf.draw(anew))
 
     assert all(word in page for word in ("Replaces", "TSR-2026-000100", "The right prices"))
 
 
 def test_a_draft_says_so() -> None:
-    (page,) = pages(invoice_pdf.draw(snapshot(number=None, issued_at=None, due_at=None)))
+    (page,) = pages(pdf.draw(snapshot(number=None, issued_at=None, due_at=None)))
 
     assert "Draft" in page
 
@@ -116,9 +116,9 @@ def test_nothing_that_is_long_leaves_the_page_or_stands_over_something_else() ->
         "issuer": msgspec.structs.replace(before.issuer, name=LONG),
         "customer": msgspec.structs.replace(before.customer, legal_name=LONG, address=LONG),
     }
-    drawn = invoice_pdf.draw(msgspec.structs.replace(before, **names))
+    drawn = pdf.draw(msgspec.structs.replace(before, **names))
 
-    margin = invoice_pdf.MARGIN_MM * POINTS_PER_MM
+    margin = pdf.MARGIN_MM * POINTS_PER_MM
     found = boxes(drawn)
     assert min(left for left, *_ in found) > margin - 1
     assert max(right for _, _, right, _ in found) < 210 * POINTS_PER_MM - margin + 1
@@ -138,7 +138,7 @@ def boxes(drawn: bytes) -> list[tuple[float, ...]]:
 
 
 def test_free_units_have_the_price_that_they_have_in_their_line() -> None:
-    (page,) = pages(invoice_pdf.draw(snapshot("USD")))
+    (page,) = pages(pdf.draw(snapshot("USD")))
 
     assert "Free allowance: Text tokens in −1,000,000 10.00 −10.00" in " ".join(page.split())
     assert "Tiers count the usage of all teams together" in page
@@ -146,7 +146,7 @@ def test_free_units_have_the_price_that_they_have_in_their_line() -> None:
 
 def test_the_days_of_an_invoice_are_of_its_issuer_as_its_number_is() -> None:
     new_year = datetime(2026, 12, 31, 17, tzinfo=UTC)  # in Taipei, and not in Los Angeles
-    drawn = invoice_pdf.draw(
+    drawn = pdf.draw(
         snapshot(number="TSR-2027-000001", timezone="America/Los_Angeles", issued_at=new_year)
     )
 
@@ -161,13 +161,13 @@ DRAWINGS = {1: "f5594d52d486e2a5342f88b4f77b54895fc9c83db2202028ff6a90a486b026b3
 
 
 def test_whoever_changes_the_drawing_gives_it_another_number() -> None:
-    drawn = invoice_pdf.draw(snapshot("USD")) + invoice_pdf.draw(snapshot(language="zh-hant"))
+    drawn = pdf.draw(snapshot("USD")) + pdf.draw(snapshot(language="zh-hant"))
     streams = re.findall(rb"stream\n(x.*?)\nendstream", drawn, re.DOTALL)
     contents = [zlib.decompress(each) for each in streams]
     pages = [content for content in contents if b" Tf" in content]
 
     assert len(pages) == 2
-    assert DRAWINGS[invoice_pdf.DRAWING] == hashlib.sha256(b"".join(pages)).hexdigest()
+    assert DRAWINGS[pdf.DRAWING] == hashlib.sha256(b"".join(pages)).hexdigest()
 
 
 @settings(max_examples=15, deadline=None)
@@ -176,12 +176,12 @@ def test_whatever_a_customer_is_called_is_drawn(name: str, address: str) -> None
     before = snapshot()
     customer = msgspec.structs.replace(before.customer, legal_name=name, address=address)
 
-    assert invoice_pdf.draw(msgspec.structs.replace(before, customer=customer)).startswith(b"%PDF")
+    assert pdf.draw(msgspec.structs.replace(before, customer=customer)).startswith(b"%PDF")
 
 
 def test_the_csv_adds_up_to_the_subtotal() -> None:
     drawn = snapshot("USD")
-    rows = read(invoice_csv.lines(drawn))
+    rows = read(csv_lines.lines(drawn))
 
     cents = [round(float(row["amount"]) * 100) for row in rows]
     assert sum(cents) == drawn.totals.subtotal_minor
@@ -198,7 +198,7 @@ def test_the_csv_adds_up_to_the_subtotal() -> None:
 )
 def test_no_text_of_a_csv_is_a_formula(start: str) -> None:
     drawn = snapshot(teams=[team(start, start, [line(Kind.OUT, 5, 1, model=start)])])
-    (row,) = csv.reader("".join(list(invoice_csv.lines(drawn))[1:]).splitlines(keepends=True))
+    (row,) = csv.reader("".join(list(csv_lines.lines(drawn))[1:]).splitlines(keepends=True))
 
     assert row[2].startswith("'")
     assert row[3] == f"'{start}"
@@ -206,7 +206,7 @@ def test_no_text_of_a_csv_is_a_formula(start: str) -> None:
 
 def test_a_csv_is_streamed_row_by_row() -> None:
     rows = ([n] for n in itertools.count())
-    lines = invoice_csv.stream(["n"], rows)
+    lines = csv_lines.stream(["n"], rows)
 
     assert [next(lines) for _ in range(3)][-1] == "1\r\n"
     assert next(rows) == [2]

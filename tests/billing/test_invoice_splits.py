@@ -18,11 +18,12 @@ from django.db import transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing import invoicing, metered, prices, rating, rollups
+from billing import prices, rating, rollups
 from billing.accounts import Account
+from billing.invoicing import lifecycle, metered
+from billing.invoicing.snapshots import Snapshot
 from billing.models import Allowance, Price, PriceTier
 from billing.rating import Tokens
-from billing.snapshots import Snapshot
 from tenants.models import ApiKey, Team
 from tests import booked, factories
 from tests.factories import Tenant
@@ -111,7 +112,7 @@ def invoiced(
             book(key, versions[price], each, images, moment(chance))
     rollups.recompute()
     assert metered.rollups_agree(organization.pk, MARCH)
-    draft = invoicing.draft(organization.pk, ENDED)
+    draft = lifecycle.draft(organization.pk, ENDED)
     assert draft is not None
     return comparable(draft.frozen)
 

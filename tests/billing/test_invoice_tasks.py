@@ -9,11 +9,12 @@ import redis
 from django.conf import settings
 from django.utils.timezone import now
 
-from billing import documents, invoicing, sweeping, tasks
+from billing import tasks
 from billing.accounts import Account
-from billing.events import Event
-from billing.invoices import Invoice, InvoiceDocument
+from billing.invoicing import documents, lifecycle, sweeping
+from billing.invoicing.invoices import Invoice, InvoiceDocument
 from billing.models import Price
+from billing.notifications.events import Event
 from gateway.celery import app
 from tests.factories import Tenant
 from tests.invoiced import ENDED, ISSUED, OVER, draft, issue, use
@@ -109,7 +110,7 @@ def test_a_draft_is_due_for_a_refresh_its_close_and_its_issue(acme: Tenant, vlm:
     assert pk not in sweeping.due_organizations(ENDED + timedelta(minutes=14))
     assert pk in sweeping.due_organizations(ENDED + timedelta(minutes=15))
     assert pk in sweeping.due_organizations(OVER)
-    invoicing.close(drafted.pk, OVER)
+    lifecycle.close(drafted.pk, OVER)
 
     assert pk not in sweeping.due_organizations(OVER + timedelta(seconds=59))
     assert pk in sweeping.due_organizations(ISSUED)

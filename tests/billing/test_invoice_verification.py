@@ -8,10 +8,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 
-from billing import credit_notes, documents, exports, rollups, seals
-from billing.invoices import Invoice, InvoiceDocument, InvoiceLine
+from billing import rollups
+from billing.invoicing import credit_notes, documents, exports, seals
+from billing.invoicing.invoices import Invoice, InvoiceDocument, InvoiceLine
+from billing.invoicing.verification import verify
 from billing.models import Price, Rollup, UsageRecord, UsageSeal
-from billing.verification import verify
 from tenants.models import Team
 from tests import factories
 from tests.factories import Tenant

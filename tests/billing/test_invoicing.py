@@ -9,12 +9,13 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from billing import books, credit, credit_notes, invoicing, payments, rollups, snapshots
+from billing import books, rollups
 from billing.accounts import Account
-from billing.events import Event
-from billing.invoices import CreditGrant, Invoice, InvoiceLine, Issuer, Payment
+from billing.invoicing import credit, credit_notes, lifecycle, payments, snapshots
+from billing.invoicing.invoices import CreditGrant, Invoice, InvoiceLine, Issuer, Payment
 from billing.models import Price, UsageRecord
 from billing.money import to_minor
+from billing.notifications.events import Event
 from tenants.models import Organization, Team
 from tests import factories
 from tests.factories import Tenant
@@ -49,7 +50,7 @@ def test_what_is_found_of_the_time_before_the_first_invoice_is_on_it(
 def test_nothing_is_drafted_before_the_period_ends(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
 
-    assert invoicing.draft(acme.organization.pk, ENDED - timedelta(microseconds=1)) is None
+    assert lifecycle.draft(acme.organization.pk, ENDED - timedelta(microseconds=1)) is None
 
 
 def test_a_draft_has_the_period_its_lines_and_its_totals(acme: Tenant, vlm: Price) -> None:
@@ -78,19 +79,19 @@ def test_a_period_is_closed_after_its_grace_time_only(acme: Tenant, vlm: Price) 
     use(acme, vlm)
     drafted = draft(acme)
 
-    assert not invoicing.close(drafted.pk, OVER - timedelta(seconds=1))
-    assert invoicing.close(drafted.pk, OVER)
+    assert not lifecycle.close(drafted.pk, OVER - timedelta(seconds=1))
+    assert lifecycle.close(drafted.pk, OVER)
     assert Account.of(acme.organization).closed_until == ENDED
 
 
 def test_an_invoice_is_not_issued_before_the_margin_has_passed(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
     drafted = draft(acme, OVER)
-    with pytest.raises(invoicing.NotDue):
-        invoicing.issue(drafted.pk, OVER)
-    invoicing.close(drafted.pk, OVER)
-    with pytest.raises(invoicing.NotDue):
-        invoicing.issue(drafted.pk, ISSUED - timedelta(seconds=1))
+    with pytest.raises(lifecycle.NotDue):
+        lifecycle.issue(drafted.pk, OVER)
+    lifecycle.close(drafted.pk, OVER)
+    with pytest.raises(lifecycle.NotDue):
+        lifecycle.issue(drafted.pk, ISSUED - timedelta(seconds=1))
 
 
 def test_an_issued_invoice_is_numbered_frozen_and_told_of(acme: Tenant, vlm: Price) -> None:
@@ -108,7 +109,7 @@ def test_an_issued_invoice_is_numbered_frozen_and_told_of(acme: Tenant, vlm: Pri
 def test_issuing_twice_is_issuing_once(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
     first = issue(acme)
-    again = invoicing.issue(first.pk, ISSUED + timedelta(hours=1))
+    again = lifecycle.issue(first.pk, ISSUED + timedelta(hours=1))
 
     assert again is not None
     assert (again.number, again.content_sha256) == (first.number, first.content_sha256)
@@ -130,7 +131,7 @@ def test_a_period_without_usage_is_closed_and_has_no_invoice(acme: Tenant, vlm: 
     use(acme, vlm, text=0, out=0)
     drafted = close(acme)
 
-    assert invoicing.issue(drafted.pk, ISSUED) is None
+    assert lifecycle.issue(drafted.pk, ISSUED) is None
     assert not Invoice.objects.filter(organization=acme.organization).exists()
     assert Account.of(acme.organization).closed_until == ENDED
     assert types(acme) == []
@@ -169,8 +170,8 @@ def test_nothing_is_issued_while_the_books_are_wrong(acme: Tenant, vlm: Price) -
         UsageRecord.objects.filter(organization=acme.organization).update(amount_pico=1)
         cursor.execute("SET LOCAL session_replication_role = origin")
 
-    with pytest.raises(invoicing.BooksAreWrong):
-        invoicing.issue(drafted.pk, ISSUED)
+    with pytest.raises(lifecycle.BooksAreWrong):
+        lifecycle.issue(drafted.pk, ISSUED)
     drafted.refresh_from_db()
     assert drafted.status == "draft"
     assert "amount_is_rated" in drafted.held_back
@@ -182,7 +183,7 @@ def statements_behind_the_number(tenant: Tenant, models: int) -> list[str]:
         use(tenant, factories.price(factories.unique("model")))
     drafted = close(tenant)
     with CaptureQueriesContext(connection) as queries:
-        invoicing.issue(drafted.pk, ISSUED)
+        lifecycle.issue(drafted.pk, ISSUED)
     asked = [query["sql"] for query in queries.captured_queries]
     (locked,) = [number for number, sql in enumerate(asked) if "FOR NO KEY UPDATE" in sql]
     return asked[locked + 1 :]
@@ -322,7 +323,7 @@ def test_a_payment_is_not_reversed_before_what_went_back_of_it(acme: Tenant, vlm
 
     with pytest.raises(ValueError, match="No more"):
         payments.reverse(paid.pk, by=None, at=ISSUED)
-    invoicing.void(issued.pk, reason="", by=None, at=ISSUED)
+    lifecycle.void(issued.pk, reason="", by=None, at=ISSUED)
     with pytest.raises(ValueError, match="void"):
         payments.reverse(paid.pk, by=None, at=ISSUED)
 
@@ -342,9 +343,9 @@ def test_an_invoice_is_overdue_the_moment_after_it_is_due(acme: Tenant, vlm: Pri
 def test_a_void_invoice_keeps_its_number_and_is_issued_anew(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
     issued = issue(acme)
-    invoicing.void(issued.pk, reason="wrong address", by="alice", at=ISSUED)
+    lifecycle.void(issued.pk, reason="wrong address", by="alice", at=ISSUED)
     account(acme, address="Taipei")
-    anew = invoicing.issue(invoicing.reissue(issued.pk, by="alice", at=ISSUED).pk, ISSUED)
+    anew = lifecycle.issue(lifecycle.reissue(issued.pk, by="alice", at=ISSUED).pk, ISSUED)
 
     assert anew is not None
     assert anew.replaces_id == issued.pk
@@ -359,17 +360,17 @@ def test_what_was_paid_on_is_not_void(acme: Tenant, vlm: Price) -> None:
     payments.pay(issued.pk, 1, received_at=ISSUED, by=None, at=ISSUED)
 
     with pytest.raises(ValueError, match="payments"):
-        invoicing.void(issued.pk, reason="", by=None, at=ISSUED)
+        lifecycle.void(issued.pk, reason="", by=None, at=ISSUED)
 
 
 def test_a_period_is_on_one_invoice_at_a_time(acme: Tenant, vlm: Price) -> None:
     use(acme, vlm)
     issued = issue(acme)
-    invoicing.void(issued.pk, reason="", by=None, at=ISSUED)
-    invoicing.reissue(issued.pk, by=None, at=ISSUED)
+    lifecycle.void(issued.pk, reason="", by=None, at=ISSUED)
+    lifecycle.reissue(issued.pk, by=None, at=ISSUED)
 
     with pytest.raises(ValueError, match="Its period"):
-        invoicing.reissue(issued.pk, by=None, at=ISSUED)
+        lifecycle.reissue(issued.pk, by=None, at=ISSUED)
 
 
 # Credit notes
@@ -471,7 +472,7 @@ def test_credit_pays_a_part(acme: Tenant, vlm: Price) -> None:
 def test_a_void_invoice_gives_its_credit_back(acme: Tenant, vlm: Price) -> None:
     grant(acme, 5000)
     use(acme, vlm, text=100_000_000, out=0)
-    invoicing.void(issue(acme).pk, reason="", by=None, at=ISSUED)
+    lifecycle.void(issue(acme).pk, reason="", by=None, at=ISSUED)
 
     assert credit.balance(acme.organization, ISSUED) == 5000
 

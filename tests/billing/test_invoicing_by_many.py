@@ -30,11 +30,12 @@ from celery.signals import task_postrun
 from django.db import transaction
 from django.utils.timezone import now
 
-from billing import invoicing, rollups, snapshots, tasks
-from billing.events import Event
+from billing import rollups, tasks
 from billing.holds import SETTLE
-from billing.invoices import Invoice, InvoiceDocument, InvoiceNumbers, Issuer
-from billing.verification import verify
+from billing.invoicing import lifecycle, snapshots
+from billing.invoicing.invoices import Invoice, InvoiceDocument, InvoiceNumbers, Issuer
+from billing.invoicing.verification import verify
+from billing.notifications.events import Event
 from gateway.celery import app
 from tests import booked, bookings, factories
 from tests.billing.test_alerts import eight_at_once
@@ -134,11 +135,11 @@ def test_an_invoice_waits_for_what_is_being_booked_while_its_period_is_closed(
     with psycopg.connect(database_url()) as slow:
         slow.execute(SETTLE, [json.dumps([msgspec.to_builtins(row)])])
         closed = close(alice)
-        with pytest.raises(invoicing.NotDue, match="began before"):
-            invoicing.issue(closed.pk, ISSUED)
+        with pytest.raises(lifecycle.NotDue, match="began before"):
+            lifecycle.issue(closed.pk, ISSUED)
         slow.commit()
 
-    issued = invoicing.issue(closed.pk, ISSUED)
+    issued = lifecycle.issue(closed.pk, ISSUED)
     assert issued is not None
     assert sum(line.quantity for line in issued.lines.filter(kind="out")) == 50_000 + 7
     assert verify(issued) == []
@@ -175,9 +176,9 @@ def test_fifty_issues_at_once_leave_no_gap_where_one_in_five_is_rolled_back(
         together.wait()
         if number < ROLLED_BACK:
             with transaction.atomic():
-                assert invoicing.issue(pk, ISSUED) is not None  # it has taken a number
+                assert lifecycle.issue(pk, ISSUED) is not None  # it has taken a number
                 transaction.set_rollback(True)
-        invoicing.issue(pk, ISSUED)
+        lifecycle.issue(pk, ISSUED)
 
     in_threads(*(partial(issue, number, pk) for number, pk in enumerate(drafts)))
 
@@ -206,7 +207,7 @@ def test_fifty_issues_at_once_around_new_year_leave_no_gap_in_either_year(
         at = midnight + timedelta(seconds=number - ISSUES / 2)
         if at >= midnight:
             assert has_begun.wait(30)  # for one that ends the old year; the others go on
-        assert invoicing.issue(pk, at) is not None
+        assert lifecycle.issue(pk, at) is not None
         has_begun.set()
 
     in_threads(*(partial(issue, number, pk) for number, pk in enumerate(drafts)))
@@ -219,9 +220,9 @@ def test_fifty_issues_at_once_around_new_year_leave_no_gap_in_either_year(
 
 
 def closed(tenant: Tenant) -> int:
-    draft = invoicing.draft(tenant.organization.pk, OVER)
+    draft = lifecycle.draft(tenant.organization.pk, OVER)
     assert draft is not None
-    assert invoicing.close(draft.pk, OVER)
+    assert lifecycle.close(draft.pk, OVER)
     return draft.pk
 
 

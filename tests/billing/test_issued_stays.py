@@ -13,11 +13,12 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import ProtectedError
 from django.utils.timezone import now
 
-from billing import credit_notes, documents, exports, invoicing, payments, rollups, sweeping
+from billing import rollups
 from billing.accounts import Account
-from billing.invoices import CreditGrant, Invoice, InvoiceDocument, Issuer
+from billing.invoicing import credit_notes, documents, exports, lifecycle, payments, sweeping
+from billing.invoicing.invoices import CreditGrant, Invoice, InvoiceDocument, Issuer
+from billing.invoicing.verification import verify
 from billing.models import Allowance, Price, PriceList, PriceTier
-from billing.verification import verify
 from tenants.models import ApiKey, Organization, Team
 from tests import booked, factories
 from tests.factories import Tenant
@@ -178,7 +179,7 @@ def recompute(world: World) -> None:
 
 
 def advance(world: World) -> None:
-    invoicing.advance(organization(world).pk, ISSUED)
+    lifecycle.advance(organization(world).pk, ISSUED)
 
 
 def organization(world: World) -> Organization:
@@ -204,7 +205,7 @@ REFUSED: list[Callable[[World], Any]] = [
     lambda world: InvoiceDocument.objects.update(content=b""),
     lambda world: Organization.objects.filter(pk=organization(world).pk).update(currency="EUR"),
     lambda world: Account.objects.update(closed_until=MARCH.start),
-    lambda world: invoicing.reissue(world.invoice.pk, by=None, at=ISSUED),
+    lambda world: lifecycle.reissue(world.invoice.pk, by=None, at=ISSUED),
 ]
 
 

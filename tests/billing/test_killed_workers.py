@@ -20,10 +20,11 @@ from django.db import connection
 from django.test import override_settings
 from django.utils.timezone import now
 
-from billing import books, documents, rollups, sweeping, tasks
-from billing.events import Event
-from billing.invoices import Invoice, InvoiceDocument, InvoiceLine
+from billing import books, rollups, tasks
+from billing.invoicing import documents, sweeping
+from billing.invoicing.invoices import Invoice, InvoiceDocument, InvoiceLine
 from billing.models import Rollup, RollupMark
+from billing.notifications.events import Event
 from tenants.models import Organization
 from tests import factories, workers
 from tests.door import database_url

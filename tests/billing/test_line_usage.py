@@ -8,11 +8,11 @@ import pytest
 from django.db import connection
 from django.utils.timezone import now
 
-from billing import exports, invoice_csv
-from billing.invoices import Invoice
+from billing.invoicing import csv_lines, exports
+from billing.invoicing.invoices import Invoice
+from billing.invoicing.snapshots import items_of
 from billing.models import Price
 from billing.rating import Kind
-from billing.snapshots import items_of
 from tests import booked, factories
 from tests.factories import Tenant
 from tests.invoiced import NOON, draft, use
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 
 def rows(invoice: Invoice, line: int) -> list[dict[str, str]]:
-    text = "".join(exports.usage(invoice, line)).removeprefix(invoice_csv.BOM)
+    text = "".join(exports.usage(invoice, line)).removeprefix(csv_lines.BOM)
     return list(csv.DictReader(text.splitlines()))
 
 

@@ -7,12 +7,12 @@ from decimal import Decimal
 import pytest
 from django.core.management import CommandError
 
-from billing import documents, exports, invoice_csv, invoicing, rerating
 from billing.accounts import Account
-from billing.invoices import Invoice
+from billing.invoicing import csv_lines, documents, exports, lifecycle, rerating
+from billing.invoicing.invoices import Invoice
+from billing.invoicing.snapshots import items_of
+from billing.invoicing.verification import verify
 from billing.models import Price, PriceList
-from billing.snapshots import items_of
-from billing.verification import verify
 from tenants.models import AuditEntry
 from tests import factories
 from tests.console import run, run_json
@@ -39,12 +39,12 @@ def void(acme: Tenant, vlm: Price) -> Invoice:
     use(acme, vlm, text=100_000_000, out=0)
     use(acme, vlm, text=50_000_000, out=1_000_000, at=TWENTIETH)
     issued = issue(acme)
-    return invoicing.void(issued.pk, reason="per thousand", by=None, at=ISSUED)
+    return lifecycle.void(issued.pk, reason="per thousand", by=None, at=ISSUED)
 
 
 def reissue(void: Invoice, price_list: PriceList) -> Invoice:
-    draft = invoicing.reissue(void.pk, by="alice", at=ISSUED, price_list=price_list)
-    anew = invoicing.issue(draft.pk, ISSUED)
+    draft = lifecycle.reissue(void.pk, by="alice", at=ISSUED, price_list=price_list)
+    anew = lifecycle.issue(draft.pk, ISSUED)
     assert anew is not None
     return anew
 
@@ -103,7 +103,7 @@ def test_the_usage_behind_its_lines_adds_up_at_these_prices(
     anew = reissue(void, right)
 
     for number, (_, line) in enumerate(items_of(anew.frozen), 1):
-        text = "".join(exports.usage(anew, number)).removeprefix(invoice_csv.BOM)
+        text = "".join(exports.usage(anew, number)).removeprefix(csv_lines.BOM)
         amounts = [Decimal(row["amount_exact"]) for row in csv.DictReader(text.splitlines())]
         assert sum(amounts, Decimal()).scaleb(12) == line.amount_pico
 
@@ -111,8 +111,8 @@ def test_the_usage_behind_its_lines_adds_up_at_these_prices(
 def test_a_draft_of_it_stays_under_the_list_when_it_is_refreshed(
     void: Invoice, right: PriceList
 ) -> None:
-    draft = invoicing.reissue(void.pk, by="alice", at=ISSUED, price_list=right)
-    invoicing.refresh(draft.pk, ISSUED)
+    draft = lifecycle.reissue(void.pk, by="alice", at=ISSUED, price_list=right)
+    lifecycle.refresh(draft.pk, ISSUED)
 
     draft.refresh_from_db()
     assert draft.subtotal_minor == 380

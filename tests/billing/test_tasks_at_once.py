@@ -13,12 +13,12 @@ from django.db import connection
 from django.db.models import Model
 
 from billing import spool, tasks
-from billing.alerts import Alert
 from billing.budgets import BudgetWindow
-from billing.events import Delivery, Event
 from billing.idempotency import IdempotentRequest
-from billing.invoices import Invoice, InvoiceDocument, InvoiceLine
+from billing.invoicing.invoices import Invoice, InvoiceDocument, InvoiceLine
 from billing.models import Hold, Rollup, UsageRecord
+from billing.notifications.alerts import Alert
+from billing.notifications.events import Delivery, Event
 from gateway.celery import app
 from tests import booked, bookings, factories
 from tests.billing.test_alerts import eight_at_once

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.thresholds import REARM_POINTS, spent_percent, standing
+from billing.notifications.thresholds import REARM_POINTS, spent_percent, standing
 
 DEFAULT = [50, 80, 100]
 

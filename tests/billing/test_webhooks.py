@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.utils.timezone import now
 
-from billing.webhooks import Message, WebhookFailed, check_url, post
+from billing.notifications.webhooks import Message, WebhookFailed, check_url, post
 from tests.receiver import receiving
 
 SECRET = "whsec_c2VjcmV0"

@@ -4,7 +4,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from billing.exports import CONTENT_TYPES
+from billing.invoicing.exports import CONTENT_TYPES
 from billing.models import Price, UsageRecord
 from dashboard.urls import urlpatterns
 from tenants.models import Role

@@ -6,8 +6,8 @@ from datetime import timedelta
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from billing import credit_notes, exports, payments
-from billing.invoices import Invoice
+from billing.invoicing import credit_notes, exports, payments
+from billing.invoicing.invoices import Invoice
 from billing.models import Allowance, Price
 from tests import downloads, factories
 from tests.dashboard.conftest import Person

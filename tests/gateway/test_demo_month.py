@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.invoices import Invoice
+from billing.invoicing.invoices import Invoice
 from gateway import demo_customers
 from gateway.management.commands import demo_month
 from tests.console import run

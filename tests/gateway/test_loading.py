@@ -25,12 +25,12 @@ def loaded() -> set[str]:
 
 @pytest.mark.parametrize("module", ["fpdf", "fontTools", "PIL", "numpy"])
 def test_no_invoice_is_drawn_at_the_door(loaded: set[str], module: str) -> None:
-    assert "billing.documents" in loaded
+    assert "billing.invoicing.documents" in loaded
     assert module not in loaded
 
 
 def test_no_webhook_is_sent_at_the_door(loaded: set[str]) -> None:
-    assert "billing.webhooks" in loaded
+    assert "billing.notifications.webhooks" in loaded
     assert "httpx" not in loaded
 
 

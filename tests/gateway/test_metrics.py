@@ -8,9 +8,10 @@ from django.db import connection
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from billing import invoicing, reconciliation
-from billing.events import Delivery, Event, EventType
+from billing import reconciliation
+from billing.invoicing import lifecycle
 from billing.models import GatewayProcess, Price, UsageRecord
+from billing.notifications.events import Delivery, Event, EventType
 from gateway.request_ids import new_request_id
 from tests import factories
 from tests.booked import UNIT_PICO, budget, hold, settle, spend, window
@@ -143,7 +144,7 @@ def test_a_draft_that_is_held_back_and_how_long_its_period_is_closed(
     by_hand("SET LOCAL session_replication_role = origin")
     assert scrape()["drafts_held_back", ""] == 0
 
-    invoicing.advance(tenant.organization.pk, datetime.now(UTC))
+    lifecycle.advance(tenant.organization.pk, datetime.now(UTC))
 
     figures = scrape()
     drafted.refresh_from_db()

@@ -9,9 +9,9 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils.timezone import now
 
-from billing.alerts import Alert
-from billing.channels import Channel
-from billing.events import Delivery
+from billing.notifications.alerts import Alert
+from billing.notifications.channels import Channel
+from billing.notifications.events import Delivery
 from tenants import console
 from tenants.models import AuditEntry, Organization
 

@@ -5,8 +5,8 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils.timezone import now
 
-from billing import event_wording, events
-from billing.events import Delivery, Event, EventType
+from billing.notifications import event_wording, events
+from billing.notifications.events import Delivery, Event, EventType
 from tenants import console
 from tenants.console import Row
 

@@ -12,24 +12,24 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils.timezone import now
 
-from billing import (
+from billing import rollups
+from billing.accounts import Account
+from billing.invoicing import (
     credit,
     credit_notes,
     documents,
     drafts,
     exports,
-    invoicing,
+    lifecycle,
     payments,
-    rollups,
     snapshots,
     verification,
 )
-from billing.accounts import Account
-from billing.invoices import CreditGrant, GrantSource, Invoice
+from billing.invoicing.invoices import CreditGrant, GrantSource, Invoice
+from billing.invoicing.snapshots import Line, Snapshot, items_of
 from billing.money import format_minor, parse_minor
 from billing.periods import Period, parse_month
 from billing.price_lists import PriceList
-from billing.snapshots import Line, Snapshot, items_of
 from tenants import console
 from tenants.console import Row
 from tenants.models import Organization
@@ -124,13 +124,13 @@ class Command(console.NounCommand):
     def draft(self, *, organization: str | None, **_: Any) -> None:
         rollups.recompute()
         for each in _organizations(organization):
-            invoice = invoicing.draft(each.pk, now())
+            invoice = lifecycle.draft(each.pk, now())
             if invoice is not None:
                 self.stdout.write(f"{invoice.pk}  {self._line(invoice)}")
 
     def issue(self, *, organization: str | None, **_: Any) -> None:
         for each in _organizations(organization):
-            for invoice in invoicing.advance(each.pk, now()):
+            for invoice in lifecycle.advance(each.pk, now()):
                 documents.document(invoice)
                 self.stdout.write(self._line(invoice))
         for waiting in Invoice.objects.filter(status="draft").select_related("organization"):
@@ -236,7 +236,7 @@ class Command(console.NounCommand):
             raise CommandError("--price-list is what to --reissue it under.")
         with transaction.atomic():
             invoice = _or_refuse(
-                invoicing.void, _issued(number).pk, reason=reason, by=console.actor(), at=now()
+                lifecycle.void, _issued(number).pk, reason=reason, by=console.actor(), at=now()
             )
             anew = _reissued(invoice, price_list) if reissue else None
         self.tell(self._line(invoice))
@@ -332,7 +332,7 @@ def _add_price_list(parser: CommandParser) -> None:
 def _reissued(invoice: Invoice, slug: str | None) -> Invoice:
     price_list = _or_refuse(PriceList.named, slug) if slug else None
     return _or_refuse(
-        invoicing.reissue, invoice.pk, by=console.actor(), at=now(), price_list=price_list
+        lifecycle.reissue, invoice.pk, by=console.actor(), at=now(), price_list=price_list
     )
 
 

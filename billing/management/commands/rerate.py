@@ -5,8 +5,8 @@ from zoneinfo import ZoneInfo
 
 from django.core.management.base import CommandError, CommandParser
 
-from billing import rerating
 from billing.accounts import Account
+from billing.invoicing import rerating
 from billing.money import format_minor
 from billing.periods import parse_month
 from billing.price_lists import PriceList

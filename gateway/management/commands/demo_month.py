@@ -12,8 +12,9 @@ from django.core.management import call_command
 from django.core.management.base import CommandError, CommandParser
 from django.utils.timezone import now
 
-from billing import credit_notes, documents, invoicing, payments, rollups, sweeping, verification
-from billing.invoices import Invoice
+from billing import rollups
+from billing.invoicing import credit_notes, documents, lifecycle, payments, sweeping, verification
+from billing.invoicing.invoices import Invoice
 from billing.money import format_minor
 from billing.periods import period_of
 from gateway import demo_customers, demo_usage
@@ -79,7 +80,7 @@ class Command(NounCommand):
         issued = []
         for at in (ended, ended + GRACE, ended + GRACE + MARGIN):
             assert organization.pk in sweeping.due_organizations(at), f"a step is due at {at}"
-            issued += invoicing.advance(organization.pk, at)
+            issued += lifecycle.advance(organization.pk, at)
         return issued
 
     def _afterwards(self, invoice: Invoice, at: datetime) -> None:
