@@ -4,6 +4,7 @@ It starts stores, the demo backend and a gateway of its own, which stop with it;
 begins anew.
 """
 
+import base64
 import json
 import os
 import secrets
@@ -13,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from demo.parts import Backend, Gateway, free_port, prepare
 from demo.postgres import PostgreSQL
 from demo.valkey import Valkey
 
-REQUESTS_OF_A_KEY = 3
+REQUESTS_OF_A_KEY = 60
+AT_ONCE = 4
 REQUEST_TIMEOUT_S = 60
 MODELS_TIMEOUT_S = 90
 ANSWER_BYTES_MAX = 2**20
@@ -56,14 +59,10 @@ def _run(stack: ExitStack, directory: Path, state: Path) -> None:
     gateway = stack.enter_context(Gateway(state, environment, port=port, workers=1))
     _wait_for_models(backend)
     print(f"✓ stores, demo backend and gateway are up: {gateway.url}")
+    sign = f"{backend.url}/demo/sign.png"
     for organization, teams in keys.items():
-        tokens = sum(
-            _ask(gateway.url, key, f"{backend.url}/demo/sign.png")
-            for key in teams.values()
-            for _ in range(REQUESTS_OF_A_KEY)
-        )
-        sent = REQUESTS_OF_A_KEY * len(teams)
-        print(f"✓ {organization}: {sent} requests over HTTP, {tokens} tokens")
+        tokens = _ask_all(gateway.url, list(teams.values()), sign)
+        print(f"✓ {organization}: {len(tokens)} requests over HTTP, {sum(tokens)} tokens")
     print(_manage(environment, "demo_month", "close", "--output", str(directory)), end="")
 
 
@@ -102,21 +101,40 @@ def _wait_for_models(backend: Backend) -> None:
         time.sleep(0.2)
 
 
-def _ask(url: str, key: str, image_url: str) -> int:
-    """Ask what is on the image, through the gateway; return how many tokens that was."""
-    content = [
-        {"type": "text", "text": "What is on it?"},
-        {"type": "image_url", "image_url": {"url": image_url}},
-    ]
-    body = {"model": "image-reader", "messages": [{"role": "user", "content": content}]}
+def _ask_all(url: str, keys: list[str], sign: str) -> list[int]:
+    """Ask for each key, some at once: about no picture, one or two, by URL or inline, streamed or not."""
+    with urllib.request.urlopen(sign, timeout=REQUEST_TIMEOUT_S) as answer:
+        inline = base64.b64encode(answer.read(ANSWER_BYTES_MAX)).decode()
+    pictures = [[], [], [sign], [], [f"data:image/png;base64,{inline}"], [], [sign, sign], []]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        asked = [
+            pool.submit(_ask, url, key, pictures[number % len(pictures)], bool(number % 3))
+            for number in range(REQUESTS_OF_A_KEY)
+            for key in keys
+        ]
+        return [each.result() for each in asked]
+
+
+def _ask(url: str, key: str, pictures: list[str], is_streamed: bool) -> int:
+    """Ask what is on the pictures, through the gateway; return how many tokens that was."""
+    content: list[dict[str, object]] = [{"type": "text", "text": "What is on it?"}]
+    content += [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
+    body: dict[str, object] = {
+        "model": "image-reader",
+        "messages": [{"role": "user", "content": content}],
+    }
+    if is_streamed:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     request = urllib.request.Request(
         f"{url}/v1/chat/completions",
         data=json.dumps(body).encode(),
         headers={"authorization": f"Bearer {key}", "content-type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as answer:
-        usage = json.loads(answer.read(ANSWER_BYTES_MAX))["usage"]
-    return int(usage["total_tokens"])
+        text = answer.read(ANSWER_BYTES_MAX).decode()
+    if is_streamed:  # the last event before [DONE]
+        text = text.strip().split("\n\n")[-2].removeprefix("data: ")
+    return int(json.loads(text)["usage"]["total_tokens"])
 
 
 if __name__ == "__main__":

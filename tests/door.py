@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 import httpx
+import psycopg
 import pytest
 from django.conf import settings
 from django.db import connection
@@ -26,6 +27,10 @@ from tests.fake_backend import UPSTREAM_NAME, FakeBackend
 
 ROOT = Path(__file__).parents[1]
 START_S_MAX = 120
+RESERVING = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name LIKE 'tessera reserve %'
+"""
 POLL_MS = 50
 
 
@@ -91,8 +96,10 @@ def eventually(is_so: Any, within_s: float = 5) -> None:
 def door_url(
     django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, int]]:
-    """The door that tests share; yield its URL and pid."""
+    """The door that tests share; yield its URL and pid once it can reserve: a busy machine is slow to connect."""
     with serving(tmp_path_factory.mktemp("door")) as (url, process):
+        with psycopg.connect(database_url(), autocommit=True) as watcher:
+            eventually(lambda: watcher.execute(RESERVING).fetchone() != (0,), START_S_MAX)
         yield url, process.pid
 
 

@@ -6,12 +6,13 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 
-from billing import rollups
+from billing import ledger, rollups
 from billing.invoicing import lifecycle
 from billing.invoicing.invoices import Invoice
 from billing.models import Price
 from billing.periods import month_of
 from tests import booked
+from tests.door import eventually
 from tests.factories import Tenant
 
 TAIPEI = ZoneInfo("Asia/Taipei")
@@ -42,6 +43,7 @@ def draft(tenant: Tenant, at: datetime = ENDED) -> Invoice:
 def close(tenant: Tenant, at: datetime = OVER) -> Invoice:
     invoice = draft(tenant, at)
     assert lifecycle.close(invoice.pk, at)
+    _wait_for_bookings(invoice)
     return invoice
 
 
@@ -52,3 +54,11 @@ def issue(tenant: Tenant, closed_at: datetime = OVER) -> Invoice:
     issued = lifecycle.issue(invoice.pk, at)
     assert issued is not None
     return issued
+
+
+def _wait_for_bookings(closed: Invoice) -> None:
+    """Wait for what a door in the same database may have begun before the closing, as the margin does in production."""
+    closed.refresh_from_db()
+    assert closed.closing_seen_at is not None
+    seen_at = closed.closing_seen_at
+    eventually(lambda: ledger.has_all_before(seen_at), 10)
