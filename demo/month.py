@@ -25,7 +25,7 @@ from demo.parts import Backend, Gateway, free_port, prepare
 from demo.postgres import PostgreSQL
 from demo.valkey import Valkey
 
-REQUESTS_OF_A_KEY = 60
+REQUESTS_OF_A_KEY = 40
 AT_ONCE = 4
 REQUEST_TIMEOUT_S = 60
 MODELS_TIMEOUT_S = 90

@@ -42,7 +42,7 @@ from tests.billing.test_alerts import eight_at_once
 from tests.billing.test_late_usage import in_threads
 from tests.door import ROOT, database_url
 from tests.factories import Tenant
-from tests.invoiced import ISSUED, NOON, OVER, close, use
+from tests.invoiced import ISSUED, NOON, OVER, draft, use
 
 WORKERS = 8
 KILLS = 20
@@ -134,7 +134,8 @@ def test_an_invoice_waits_for_what_is_being_booked_while_its_period_is_closed(
 
     with psycopg.connect(database_url()) as slow:
         slow.execute(SETTLE, [json.dumps([msgspec.to_builtins(row)])])
-        closed = close(alice)
+        closed = draft(alice, OVER)
+        assert lifecycle.close(closed.pk, OVER)
         with pytest.raises(lifecycle.NotDue, match="began before"):
             lifecycle.issue(closed.pk, ISSUED)
         slow.commit()
