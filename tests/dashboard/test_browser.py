@@ -42,7 +42,8 @@ from tests.door import serving
 from tests.factories import Tenant
 from tests.invoiced import MARCH, issue, use
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 WIDTHS = {"wide": 1280, "narrow": 390}
 MODELS = ("vision-11b", "text-small")
 DAYS = 12
@@ -50,7 +51,8 @@ DAYS = 12
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        CHROMIUM is None, reason="there is no chromium here (Debian: apt install chromium)"
+        CHROMIUM is None,
+        reason="no page was looked at in a browser: there is no Chromium here (apt install chromium)",
     ),
 ]
 
