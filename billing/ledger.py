@@ -67,7 +67,9 @@ def has_all_before(instant: datetime) -> bool:
     What any of them booked is then seen by all. One that only read, and waits for its client, does not count.
     """
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_stat_clear_snapshot()")  # a transaction goes on seeing what it saw first
+        cursor.execute(
+            "SELECT pg_stat_clear_snapshot()"
+        )  # a transaction goes on seeing what it saw first
         cursor.execute(f"SELECT coalesce({OLDEST_RUNNING} > %s, true)", [instant])
         row = cursor.fetchone()
     assert row is not None

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django import forms
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import URLPattern, path, reverse
@@ -11,7 +12,7 @@ from django.utils.timezone import now
 
 from billing.invoicing import credit, exports
 from billing.invoicing.invoices import CreditGrant, Invoice, InvoiceLine, Issuer, Payment
-from billing.money import format_minor
+from billing.money import format_minor, parse_minor
 from tenants.admin import AuditedAdmin, ReadOnlyAdmin, ReadOnlyInline
 
 FORMATS = ("pdf", "csv", "json")
@@ -113,10 +114,37 @@ class IssuerAdmin(AuditedAdmin[Issuer]):
         return False
 
 
+class CreditGrantForm(forms.ModelForm):  # type: ignore[type-arg]
+    """Credit, typed in units of the organization's currency, and in no other."""
+
+    amount = forms.CharField(help_text="In units of the organization's currency, such as 1250.50.")
+
+    class Meta:
+        model = CreditGrant
+        fields = ("organization", "source", "priority", "expires_at", "note")
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if self.errors:
+            return cleaned
+        currency = cleaned["organization"].currency
+        try:
+            amount_minor = parse_minor(cleaned["amount"], currency)
+        except ValueError as error:
+            self.add_error("amount", str(error))
+            return cleaned
+        if amount_minor <= 0:
+            self.add_error("amount", "Credit is above zero.")
+        self.instance.currency, self.instance.amount_minor = currency, amount_minor
+        return cleaned
+
+
 @admin.register(CreditGrant)
 class CreditGrantAdmin(AuditedAdmin[CreditGrant]):
     """Credit is added, and drawn down by invoices; it is never changed."""
 
+    form = CreditGrantForm
+    fields = ("organization", "amount", "source", "priority", "expires_at", "note")
     list_display = ["organization", "source", "currency", "amount", "left", "expires_at"]
     list_select_related = ["organization"]
     list_filter = ["source", "currency"]

@@ -71,13 +71,26 @@ def test_credit_is_added_and_never_changed(acme: Tenant, admin_client: Client) -
     form = {
         "organization": acme.organization.pk,
         "source": "granted",
-        "currency": "TWD",
-        "amount_minor": 500,
+        "amount": "500",
         "priority": 0,
     }
     admin_client.post("/admin/billing/creditgrant/add/", form)
     grant = CreditGrant.objects.get(organization=acme.organization)
 
     path = f"/admin/billing/creditgrant/{grant.pk}/change/"
-    assert admin_client.post(path, form | {"amount_minor": 1}).status_code == 403
+    assert (grant.currency, grant.amount_minor) == ("TWD", 500)
+    assert admin_client.post(path, form | {"amount": "1"}).status_code == 403
+    assert "500" in admin_client.get(path).content.decode()
     assert "500" in admin_client.get("/admin/billing/creditgrant/").content.decode()
+
+
+@pytest.mark.parametrize("amount", ["12.50", "0", "-3", "much"])
+def test_credit_is_an_amount_of_the_organizations_currency(
+    acme: Tenant, admin_client: Client, amount: str
+) -> None:
+    """The New Taiwan dollar has no decimals here."""
+    form = {"organization": acme.organization.pk, "source": "granted", "priority": 0}
+    page = admin_client.post("/admin/billing/creditgrant/add/", form | {"amount": amount})
+
+    assert "errorlist" in page.content.decode()
+    assert not CreditGrant.objects.filter(organization=acme.organization).exists()
