@@ -10,6 +10,7 @@ from django.db import transaction
 from django.test import Client
 from django.utils.timezone import now
 
+from billing.accounts import Account
 from billing.invoicing import credit, notices, payments
 from billing.models import Price
 from billing.notifications import deliveries, events
@@ -124,6 +125,20 @@ def test_people_get_a_mail_of_an_invoice(
     (mail,) = mailoutbox  # of the issue, not of the draft
     assert mail.subject == f"[Tessera] {issued.number} of TWD 1050"
     assert "Due: TWD 1050 by 2026-05-02" in mail.body
+
+
+def test_a_mail_is_in_the_language_of_the_invoice(
+    acme: Tenant, vlm: Price, mailoutbox: list[EmailMessage]
+) -> None:
+    channel(acme, emails=["cfo@example.com"])
+    Account.of(acme.organization).change(by=None, at=now(), invoice_language="zh-hant")
+    use(acme, vlm, text=100_000_000, out=0)
+    issued = issue(acme)
+    deliver(acme)
+
+    (mail,) = mailoutbox
+    assert mail.subject == f"[Tessera] 帳單 {issued.number}，金額 TWD 1050"
+    assert "應繳金額：TWD 1050，繳款期限 2026-05-02" in mail.body
 
 
 def test_an_event_is_replayed_to_the_channel_of_today(
