@@ -30,6 +30,7 @@ START_S_MAX = 120
 RESERVING = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name LIKE 'tessera reserve %'
+      AND state = 'idle' AND query LIKE 'SET plan%'
 """
 POLL_MS = 50
 

@@ -114,15 +114,19 @@ def _as_rated(records: Iterable[UsageRecord], snapshot: Snapshot) -> Iterable[Us
     own = snapshot.price_list.id
     versions = Price.objects.filter(pk__in=price_ids(snapshot)).order_by("effective_from")
     own_last = sorted(versions, key=lambda price: price.price_list_id == own)
-    return (_at(record, own_last) for record in records)
+    return (record for record in records if _put_at(record, own_last))
 
 
-def _at(record: UsageRecord, versions: Sequence[Price]) -> UsageRecord:
-    """Put the record at the last of the versions that was in force when it was received."""
-    for price in versions:
-        if price.model_name == record.model_name and price.effective_from <= record.received_at:
-            record.price = price
-    return record
+def _put_at(record: UsageRecord, versions: Sequence[Price]) -> bool:
+    """Put the record at the last of the versions that was in force when it was received; False if none was."""
+    in_force = [
+        price
+        for price in versions
+        if price.model_name == record.model_name and price.effective_from <= record.received_at
+    ]
+    if in_force:
+        record.price = in_force[-1]
+    return bool(in_force)
 
 
 def _parts(records: Iterable[UsageRecord], kind: Kind) -> Iterator[Sequence[Any]]:

@@ -7,7 +7,7 @@ from billing.invoicing.snapshots import Line, Snapshot
 
 
 def freeze(invoice: Invoice, snapshot: Snapshot, number: numbering.Number) -> None:
-    """Make the invoice what the snapshot says, for good. Its lines are written: nothing slow follows a number."""
+    """Make the invoice what the snapshot says, for good. Its lines are written: of an invoice, before its number."""
     invoice.status = InvoiceStatus.ISSUED
     invoice.number, invoice.year, invoice.serial = number.text, number.year, number.serial
     invoice.issued_at, invoice.due_at = snapshot.issued_at, snapshot.due_at

@@ -101,13 +101,13 @@ INVARIANTS: dict[str, tuple[str, str]] = {
     ),
     "paid_is_what_nothing_is_open_of": (
         "an invoice is paid when payments and credit notes leave nothing open, and only then; no more went back than "
-        "came in; nothing is on a void one",
+        "came in; nothing is on a void one, or on a credit note",
         f"""SELECT format('%%s is %%s, open is %%s', i.number, i.status, left_over.open) AS example
             FROM billing_invoice i
             CROSS JOIN LATERAL (SELECT {PAID} AS paid, i.total_minor + {CREDITED}
                 - {DRAWN.format(of="invoice_id", row="i")} - {PAID} AS open) left_over
-            WHERE {ISSUED} AND i.kind = 'invoice'
-              AND CASE i.status WHEN 'void' THEN left_over.paid <> 0
+            WHERE {ISSUED}
+              AND CASE WHEN i.kind <> 'invoice' OR i.status = 'void' THEN left_over.paid <> 0
                   ELSE (i.status = 'paid') <> (left_over.open <= 0)
                        OR left_over.paid < least(0, left_over.open + left_over.paid) END""",
     ),

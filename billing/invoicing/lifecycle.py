@@ -152,9 +152,7 @@ def void(invoice_id: int, *, reason: str, by: Actor, at: datetime) -> Invoice:
             raise ValueError(f"{invoice} has payments: reverse them first.")
         if invoice.credit_notes.exists():
             raise ValueError(f"{invoice} has credit notes: credit what is left of it instead.")
-        if (
-            invoice.status == InvoiceStatus.PAID
-        ):  # by credit alone: it is owed again before it is void
+        if invoice.status == InvoiceStatus.PAID:  # by credit alone: owed again before it is void
             _move(invoice, InvoiceStatus.ISSUED)
         invoice.voided_at, invoice.void_reason = at, reason
         _move(invoice, InvoiceStatus.VOID, "voided_at", "void_reason")
@@ -221,8 +219,8 @@ def _reconcile(invoice: Invoice) -> None:
 
 def _hold_back(invoice: Invoice, reason: str) -> None:
     """Say on the draft why it is not issued."""
-    drafts = Invoice.objects.filter(pk=invoice.pk, status=InvoiceStatus.DRAFT)
-    drafts.update(held_back=reason[:HELD_BACK_CHARS_MAX])
+    unissued = Invoice.objects.filter(pk=invoice.pk, status=InvoiceStatus.DRAFT)
+    unissued.update(held_back=reason[:HELD_BACK_CHARS_MAX])
 
 
 def _move(invoice: Invoice, status: InvoiceStatus, *fields: str) -> None:

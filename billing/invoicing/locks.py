@@ -6,7 +6,7 @@ from tenants.models import Organization
 
 
 def locked(invoice_id: int) -> tuple[Account, Invoice]:
-    """Lock the invoice, and before it its organization's account: everybody locks in this order."""
+    """Lock the invoice, and before it its organization's account."""
     account = locked_account(Invoice.objects.get(pk=invoice_id).organization_id)
     return account, Invoice.objects.select_for_update().get(pk=invoice_id)
 

@@ -50,7 +50,8 @@ _UNDER = _BY_TEAM.format(
 )
 _UNPRICED = f"""
     SELECT r.model_name, r.received_at FROM billing_usagerecord r {_OTHER}
-    WHERE {_CONDITION.format("r")} AND other.id IS NULL ORDER BY r.received_at LIMIT 1
+    WHERE {_CONDITION.format("r")} AND other.id IS NULL AND (r.policy <> 'nothing' OR r.adjusts_id IS NOT NULL)
+    ORDER BY r.received_at LIMIT 1
 """
 
 _MISRATED = f"""

@@ -7,6 +7,7 @@ from django.db import transaction
 from billing.invoicing.invoices import Invoice, InvoiceStatus, Payment
 from billing.invoicing.lifecycle import settle_status
 from billing.invoicing.locks import locked
+from billing.invoicing.snapshots import Document
 from tenants.models import Actor, AuditEntry
 
 AMOUNT_MAX = 10**15  # minor units: beyond any invoice
@@ -73,6 +74,10 @@ def _check(invoice: Invoice, amount_minor: int) -> None:
 
     No more goes back than came in; but of an invoice below zero, all that it owes.
     """
+    if invoice.kind != Document.INVOICE:
+        raise ValueError(
+            f"{invoice} is a credit note: what it gives back goes back on its invoice."
+        )
     if invoice.status not in (InvoiceStatus.ISSUED, InvoiceStatus.PAID):
         raise ValueError(f"{invoice} is {invoice.status}: nothing can be paid on it.")
     owed_minor = invoice.total_minor - invoice.drawn_minor + invoice.credited_minor

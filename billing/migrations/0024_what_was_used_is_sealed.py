@@ -36,6 +36,9 @@ INSERT INTO tenants_auditentry (organization_id, at, actor, action, subject_type
 SELECT i.organization_id, d.drawn_at, 'tessera', 'invoice.draw', 'billing.invoice', i.id::text, i.number,
        jsonb_build_object('sha256', d.sha256, 'drawn_by', d.drawn_by)
 FROM billing_invoicedocument d JOIN billing_invoice i ON i.id = d.invoice_id
+WHERE NOT EXISTS (
+    SELECT FROM tenants_auditentry e
+    WHERE e.action = 'invoice.draw' AND e.subject_type = 'billing.invoice' AND e.subject_id = i.id::text)
 """
 
 

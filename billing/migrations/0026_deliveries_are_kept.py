@@ -41,6 +41,8 @@ class Migration(migrations.Migration):
             model_name='delivery',
             constraint=models.UniqueConstraint(fields=('event', 'medium', 'replay'), name='delivery_once'),
         ),
+        # Backwards there is room for one delivery: the first.
+        migrations.RunSQL(migrations.RunSQL.noop, "DELETE FROM billing_delivery WHERE replay > 0"),
         migrations.CreateModel(
             name='KeyMark',
             fields=[

@@ -129,19 +129,20 @@ def record(
     *,
     alert: Any = None,
 ) -> Event | None:
-    """Write down what happened, and put it on its way, in the caller's transaction. None if it is known already."""
-    row, is_new = Event.objects.get_or_create(
-        type=type,
-        subject=subject,
-        defaults={
-            "organization_id": organization_id,
-            "data": data,
-            "happened_at": at,
-            "alert": alert,
-        },
-    )
-    if is_new:
-        _address(row, at)
+    """Write down what happened, and put it on its way: both, or nothing. None if it is known already."""
+    with transaction.atomic():
+        row, is_new = Event.objects.get_or_create(
+            type=type,
+            subject=subject,
+            defaults={
+                "organization_id": organization_id,
+                "data": data,
+                "happened_at": at,
+                "alert": alert,
+            },
+        )
+        if is_new:
+            _address(row, at)
     return row if is_new else None
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.mail import EmailMessage
-from django.db import transaction
+from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.utils.timezone import now
 
@@ -112,6 +112,18 @@ def test_no_event_of_a_key_holds_its_secret(acme: Tenant) -> None:
     events.record_keys(now())
 
     assert raw.secret not in str(list(Event.objects.values_list("data", flat=True)))
+
+
+def test_an_event_without_its_deliveries_is_none(acme: Tenant) -> None:
+    channel(acme, emails=["cfo@example.com"])
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE billing_delivery ADD CONSTRAINT broken CHECK (false) NOT VALID")
+
+    data = {"number": "TSR-2026-000001"}
+    with pytest.raises(IntegrityError):
+        events.record(EventType.INVOICE_ISSUED, acme.organization.pk, "broken", data, now())
+
+    assert not Event.objects.filter(subject="broken").exists()
 
 
 def test_people_get_a_mail_of_an_invoice(

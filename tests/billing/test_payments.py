@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from billing import books
-from billing.invoicing import lifecycle, payments, sweeping
+from billing.invoicing import credit_notes, lifecycle, payments, sweeping
 from billing.invoicing.invoices import Invoice, Payment
 from billing.models import Price
 from tests.factories import Tenant
@@ -37,6 +37,20 @@ def test_a_payment_that_was_refunded_is_not_reversed_too(issued: Invoice) -> Non
     reverse(paid)
     assert issued.paid_minor == 0
     assert books.check(issued.organization_id) == []
+
+
+def test_what_a_credit_note_gives_back_goes_back_once(issued: Invoice) -> None:
+    pay(issued, 1050)
+    note = credit_notes.credit(issued.pk, reason="", by=None, at=ISSUED)
+
+    with pytest.raises(ValueError, match="is a credit note"):
+        pay(note, -1050)
+    pay(issued, -1050)
+    assert books.check(issued.organization_id) == []
+
+    Payment.objects.create(invoice=note, amount_minor=-1050, received_at=ISSUED, created_at=ISSUED)
+    (broken,) = books.check(issued.organization_id)
+    assert broken.invariant == "paid_is_what_nothing_is_open_of"
 
 
 def test_a_void_invoice_has_nothing_open_and_nothing_to_reverse(issued: Invoice) -> None:

@@ -105,7 +105,7 @@ def ask(door: Door, tenant: Tenant, model: Model, *, is_stream: bool) -> Any:
     door.wait_for_model(tenant, model.name)
     door.backend.script(streamed() if is_stream else whole())
     response = door.chat(tenant, model=model.name, n=CHOICES, max_tokens=20, stream=is_stream)
-    assert response.status_code == 200
+    assert response.status_code == 200, response.text
     return door.record(response.headers["x-request-id"])
 
 
