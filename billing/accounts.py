@@ -9,9 +9,9 @@ from django.db import models, transaction
 from django.db.models import Q
 
 from billing.price_lists import PriceList
+from billing.rating import BP
 from tenants.models import Actor, AuditEntry, Organization
 
-BP = 10_000  # basis points of a whole
 TAX_BP_DEFAULT = 500  # Taiwan's business tax
 PAYMENT_TERMS_DAYS_MAX = 365
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

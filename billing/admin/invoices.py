@@ -48,7 +48,8 @@ class InvoiceAdmin(ReadOnlyAdmin[Invoice]):
     search_fields = ["number", "organization__slug"]
     inlines = [LineInline, PaymentInline]
     fields = [
-        *("number", "organization", "kind", "corrects", "replaces", "standing", "held_back"),
+        *("number", "organization", "kind", "corrects", "replaces", "rated_under"),
+        *("standing", "held_back"),
         *("period_start", "period_end", "drafted_at", "closed_at", "issued_at", "due_at"),
         *("total", "left", "voided_at", "void_reason", "reminders", "reminded_at"),
         *("content_sha256", "previous_sha256", "downloads"),

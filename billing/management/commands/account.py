@@ -9,8 +9,9 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils.timezone import now
 
-from billing.accounts import BP, EPOCH, Account, InvoiceLanguage
+from billing.accounts import EPOCH, Account, InvoiceLanguage
 from billing.models import PriceList
+from billing.rating import BP
 from tenants import console
 
 PERCENT_BP = 100

@@ -157,7 +157,12 @@ class Command(console.NounCommand):
             self.stdout.write(invoice.canonical.decode())
             return
         self.stdout.write(self._line(invoice))
-        self._print(invoice.frozen)
+        snapshot = invoice.frozen
+        if snapshot.replaces:
+            self.stdout.write(f"replaces {snapshot.replaces}")
+        if snapshot.price_list:
+            self.stdout.write(f"at the prices of {snapshot.price_list.slug}")
+        self._print(snapshot)
         for payment in invoice.payments.all():
             amount = format_minor(payment.amount_minor, invoice.currency)
             back = f" (reverses {payment.reverses_id})" if payment.reverses_id else ""
