@@ -49,6 +49,6 @@ def empty_database(db: None) -> None:
             "SET LOCAL session_replication_role = replica"
         )  # no triggers, no foreign keys
         for model in itertools.chain.from_iterable(ours):
-            if model.__name__ not in {"Revision", "Process"}:  # a door would wait to write its own
+            if model.__name__ not in {"Revision", "GatewayProcess"}:  # a door would wait to write its own
                 cursor.execute(f'DELETE FROM "{model._meta.db_table}"')
         cursor.execute("SET LOCAL session_replication_role = origin")
