@@ -94,6 +94,7 @@ def test_drift_of_the_last_reconciliation(tenant: Tenant, price: Price) -> None:
 
 
 def test_processes_that_live_and_those_that_fell_silent() -> None:
+    GatewayProcess.objects.all().delete()  # a door's, in the same database
     long_ago = datetime.now(UTC) - timedelta(hours=1)
     for beat_at in (datetime.now(UTC), long_ago, long_ago):
         GatewayProcess.objects.create(id=new_request_id(), host="h", beat_at=beat_at)
