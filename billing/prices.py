@@ -83,8 +83,7 @@ def in_force(
 @transaction.atomic
 def add(price: Price, tiers: Sequence[PriceTier] = (), *, by: Actor) -> None:
     """Save a new version with its tiers, and record who did it. ValidationError if anything is wrong with them."""
-    if len(tiers) > TIERS_MAX:
-        raise ValidationError(f"A price has at most {TIERS_MAX} tiers.")
+    check_tiers(tiers)
     if bool(tiers) != (price.tier_mode != TierMode.FLAT):
         raise ValidationError("Tiers need to be graduated or volume, and these need tiers.")
     price.tier_count = len(tiers)
@@ -96,6 +95,26 @@ def add(price: Price, tiers: Sequence[PriceTier] = (), *, by: Actor) -> None:
         tier.save(force_insert=True)
     detail = {"price_list": price.price_list.slug, "tiers": list(map(str, tiers))}
     AuditEntry.record("price.create", price, by=by, at=now(), detail=detail)
+
+
+def check_tiers(tiers: Sequence[PriceTier]) -> None:
+    """See that these may be the tiers of a price that is not saved yet; ValidationError if not."""
+    for tier in tiers:
+        tier.clean_fields(exclude=["price"])
+    if len(tiers) > TIERS_MAX:
+        raise ValidationError(f"A price has at most {TIERS_MAX} tiers.")
+    if len({(tier.kind, tier.from_tokens) for tier in tiers}) < len(tiers):
+        raise ValidationError("Two tiers of a kind begin at the same number of tokens.")
+
+
+def begin(price_list: PriceList, starts: datetime | None, at: datetime) -> datetime:
+    """Return when a version of the list begins that is entered now, `at`: then, if nothing else is said.
+
+    ValueError if that has passed, and somebody pays by the list.
+    """
+    if starts is not None and starts < at and price_list.is_in_use:
+        raise ValueError("That moment has passed: a price cannot reach back to what is booked.")
+    return starts or at
 
 
 def versions(price_ids: Collection[int]) -> list[Version]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from billing.invoicing.invoices import CreditDraw, Invoice, InvoiceStatus, Payment
+from billing.invoicing.invoices import CreditDraw, Invoice, Payment
 from billing.invoicing.snapshots import Allowance, Document, Line, Team, items_of
 from tenants.models import Organization
 
@@ -54,9 +54,11 @@ def of_organization(organization: Organization, at: datetime) -> list[Row]:
         Row(
             invoice,
             invoice.standing(at),
-            0
-            if invoice.status == InvoiceStatus.VOID
-            else invoice.total_minor - drawn[invoice.pk] + credited[invoice.pk] - paid[invoice.pk],
+            invoice.open_after(
+                drawn_minor=drawn[invoice.pk],
+                credited_minor=credited[invoice.pk],
+                paid_minor=paid[invoice.pk],
+            ),
         )
         for invoice in invoices
     ]

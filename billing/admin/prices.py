@@ -10,13 +10,13 @@ from django import forms
 from django.contrib import admin
 from django.contrib.admin.widgets import AdminSplitDateTime
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils.timezone import now
 
 from billing import prices
 from billing.accounts import Account
 from billing.money import format_micro
-from billing.price_lists import TIERS_MAX, TOKEN_KINDS, Allowance, Price, PriceList, PriceTier
+from billing.price_lists import TOKEN_KINDS, Allowance, Price, PriceList, PriceTier
 from billing.tiers import TierMode
 from billing.worked_example import KINDS
 from tenants.admin import AuditedAdmin, ChangingAdmin
@@ -39,12 +39,15 @@ class VersionForm(forms.ModelForm):  # type: ignore[type-arg]
         required=False, widget=AdminSplitDateTime, help_text="In UTC; empty for now."
     )
 
-    def clean_effective_from(self) -> datetime:
+    def clean_effective_from(self) -> datetime | None:
         starts: datetime | None = self.cleaned_data["effective_from"]
         price_list: PriceList | None = self.cleaned_data.get("price_list")
-        if starts and starts < now() and (price_list is None or price_list.is_in_use):
-            raise ValidationError("It has passed: a price cannot reach back to what is booked.")
-        return starts or now()
+        if price_list is None:
+            return starts  # that is an error already
+        try:
+            return prices.begin(price_list, starts, now())
+        except ValueError as error:
+            raise ValidationError(str(error)) from error
 
 
 class PriceForm(VersionForm):
@@ -75,7 +78,10 @@ class PriceForm(VersionForm):
             tiers = [prices.parse_tier(line) for line in self.cleaned_data["tiers"].split()]
         except ValueError as error:
             raise ValidationError(str(error)) from error
-        _check(tiers)
+        try:
+            prices.check_tiers(tiers)
+        except ValidationError as error:
+            raise ValidationError(error.messages) from error
         return tiers
 
     def clean(self) -> dict[str, Any]:
@@ -107,19 +113,6 @@ class PriceForm(VersionForm):
         entered = {name: self[name].data for name in self.fields if name != "confirmed"}
         shown = json.dumps([entered, self.doubts], sort_keys=True)
         return hashlib.sha256(shown.encode()).hexdigest()
-
-
-def _check(tiers: list[PriceTier]) -> None:
-    """Refuse what the database would: on the form, as nothing is shown of an error that comes with saving."""
-    for tier in tiers:
-        try:
-            tier.clean_fields(exclude=["price"])
-        except ValidationError as error:
-            raise ValidationError(error.messages) from error
-    if len(tiers) > TIERS_MAX:
-        raise ValidationError(f"A price has at most {TIERS_MAX} tiers.")
-    if len({(tier.kind, tier.from_tokens) for tier in tiers}) < len(tiers):
-        raise ValidationError("Two tiers of a kind begin at the same number of tokens.")
 
 
 def _amount(kind: str) -> Callable[[Price], str]:
@@ -160,6 +153,15 @@ class PriceAdmin(AuditedAdmin[Price]):
 
     def has_delete_permission(self, request: HttpRequest, obj: Price | None = None) -> bool:
         return False
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """To be asked for a confirmation is no error of the person's."""
+        form = context["adminform"].form
+        if form.errors.keys() == {"confirmed"}:
+            context["errors"] = []
+        return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.display(description="tiers")
     def tiers_shown(self, price: Price) -> str:

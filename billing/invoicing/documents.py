@@ -56,9 +56,9 @@ def pdf(invoice: Invoice) -> bytes:
 
 def draw(snapshot: Snapshot) -> bytes:
     """Return the PDF of a snapshot, drawn now; of the same snapshot the same bytes."""
-    from billing.invoicing import pdf as drawing  # its library is loaded by who draws
+    from billing.invoicing.pdf import draw as drawn  # its library is loaded by who draws
 
-    return drawing.draw(snapshot)
+    return drawn(snapshot)
 
 
 def sha256(content: bytes) -> str:

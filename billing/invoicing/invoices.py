@@ -222,9 +222,17 @@ class Invoice(models.Model):
     @property
     def open_minor(self) -> int:
         """Return what is still to be paid; below zero, what was paid too much. Nothing of a void one."""
+        return self.open_after(
+            drawn_minor=self.drawn_minor,
+            credited_minor=self.credited_minor,
+            paid_minor=self.paid_minor,
+        )
+
+    def open_after(self, *, drawn_minor: int, credited_minor: int, paid_minor: int) -> int:
+        """Return the same for who has read these sums of many invoices at once. Reads nothing."""
         if self.status == InvoiceStatus.VOID:
             return 0
-        return self.total_minor - self.drawn_minor + self.credited_minor - self.paid_minor
+        return self.total_minor - drawn_minor + credited_minor - paid_minor
 
     @property
     def drawn_minor(self) -> int:

@@ -118,7 +118,7 @@ def test_a_price_cannot_lack_a_tier_that_it_says_it_has(gold: PriceList) -> None
         (["--tiers=volume", "--tier=out:1e3:30"], "no number of tokens"),
         (["--tiers=volume", "--tier=out:0:30"], "greater than or equal to 1"),
         (["--tiers=volume", "--tier=out:1000:0.0000001"], "more than 6 decimals"),
-        (["--tiers=volume", "--tier=out:9:1", "--tier=out:9:2"], "already exists"),
+        (["--tiers=volume", "--tier=out:9:1", "--tier=out:9:2"], "begin at the same number"),
     ],
 )
 def test_a_wrong_tier_is_one_clear_line_and_saves_nothing(

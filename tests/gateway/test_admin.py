@@ -194,6 +194,7 @@ def test_a_price_is_told_by_what_an_image_costs_before_it_is_saved(admin_client:
     assert "a 1120×1120 image costs TWD 0.096060" in page
     assert '<li class="warning">Look again: It is the model&#x27;s first price' in page
     assert 'value="12.5"' in page
+    assert "Please correct the error" not in page
     assert not Price.objects.exists()
     assert actions() == []
 
@@ -236,7 +237,7 @@ def test_a_form_that_is_not_filled_in_yet_asks_for_no_confirmation(admin_client:
         ({"out_micro": "-1"}, "not a plain number"),
         ({"out_micro": "1000001"}, "more than 1000000 per million"),
         ({"out_micro": ""}, "This field is required"),
-        ({"effective_from_0": "2020-01-01", "effective_from_1": "00:00"}, "It has passed"),
+        ({"effective_from_0": "2020-01-01", "effective_from_1": "00:00"}, "That moment has passed"),
     ],
 )
 def test_a_wrong_price_is_an_error_on_the_form(

@@ -259,10 +259,10 @@ def _find_list(slug: str) -> PriceList:
 
 
 def _start(options: dict[str, Any], price_list: PriceList, at: datetime) -> datetime:
-    starts: datetime = options["effective_from"] or at
-    if starts < at and price_list.is_in_use:
-        raise CommandError("--from has passed: a price cannot reach back to what is booked.")
-    return starts
+    try:
+        return prices.begin(price_list, options["effective_from"], at)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def _price(options: dict[str, Any], at: datetime) -> Price:
